@@ -1,0 +1,95 @@
+"""The bridge's topics: what a topic means, and which topic to use. No other module builds or takes apart a topic."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, final
+
+from bridge.errors import RefusedError
+from bridge.messages import Address, Kind
+
+DEVICE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+STREAM: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+DEFAULT_STREAM: Final = "default"
+
+_FROM_DEVICE: Final = frozenset({Kind.TELEMETRY, Kind.EVENT, Kind.RESPONSE, Kind.PONG, Kind.REPORTED})
+_TO_DEVICE: Final = ("command/request", "ping", "state/delta", "error")
+_TO_ALL: Final = ("presence", "state", "command/status")
+
+
+def is_device_id(text: str) -> bool:
+    """Whether `text` may name a device: 1 to 64 of `A-Z a-z 0-9 . _ : -`."""
+    return DEVICE_ID.fullmatch(text) is not None
+
+
+@final
+class Topics:
+    """The topics below one root, for example `devices`."""
+
+    __slots__ = ("_prefix", "root")
+
+    def __init__(self, root: str = "devices") -> None:
+        self.root = root
+        self._prefix = root + "/"
+
+    def parse(self, topic: str) -> Address | None:
+        """The address that `topic` leads to, or None when it is an ordinary topic that the bridge does not read.
+
+        Raises RefusedError when the topic means the bridge but names no possible device or stream.
+        """
+        if not topic.startswith(self._prefix):
+            return None
+        device_id, _, rest = topic[len(self._prefix) :].partition("/")
+        head, _, tail = rest.partition("/")
+        match head, tail:
+            case "telemetry", "":
+                kind, stream = Kind.TELEMETRY, DEFAULT_STREAM
+            case "telemetry", _:
+                kind, stream = Kind.TELEMETRY, tail
+            case "event", _ if tail:
+                kind, stream = Kind.EVENT, tail
+            case "command", "":
+                kind, stream = Kind.COMMAND, ""
+            case "command", "response":
+                kind, stream = Kind.RESPONSE, ""
+            case "pong", "":
+                kind, stream = Kind.PONG, ""
+            case "state", "desired":
+                kind, stream = Kind.DESIRED, ""
+            case "state", "reported":
+                kind, stream = Kind.REPORTED, ""
+            case _:
+                return None
+        if not is_device_id(device_id):
+            raise RefusedError(
+                "bad_device_id",
+                f"device id {device_id[:80]!r} in topic {topic[:200]!r}: use 1 to 64 of A-Z a-z 0-9 . _ : -",
+            )
+        if stream and STREAM.fullmatch(stream) is None:
+            raise RefusedError(
+                "bad_stream",
+                f"stream {stream[:80]!r} in topic {topic[:200]!r}: use one level of 1 to 64 of A-Z a-z 0-9 . _ : -",
+            )
+        return Address(topic, device_id, kind, stream)
+
+    def of(self, device_id: str, name: str) -> str:
+        """The topic `name` (for example `command/request`) of a device."""
+        return f"{self._prefix}{device_id}/{name}"
+
+    def owner_of(self, topic_filter: str) -> str | None:
+        """The device for whom a subscription to `topic_filter` is meant: its id, if the filter is exactly one of
+        the topics from the bridge to that device; None for wildcards and for everything else."""
+        if not topic_filter.startswith(self._prefix):
+            return None
+        device_id, _, name = topic_filter[len(self._prefix) :].partition("/")
+        return device_id if name in _TO_DEVICE and is_device_id(device_id) else None
+
+    def device_may_publish(self, device_id: str) -> list[str]:
+        """The filters that hold what a device may publish, under its own id."""
+        base = self._prefix + device_id
+        return [f"{base}/telemetry/#", f"{base}/event/+", *(f"{base}/{k.value}" for k in (Kind.RESPONSE, Kind.PONG, Kind.REPORTED))]
+
+    def device_may_subscribe(self, device_id: str) -> list[str]:
+        """The filters that hold what a device may subscribe to: what is meant for it, or for all, under its own id."""
+        return [self.of(device_id, name) for name in (*_TO_DEVICE, *_TO_ALL)]
