@@ -1,9 +1,10 @@
-"""A message on its way from the broker to a device's agent."""
+"""A message on its way from the broker to a device's agent, and the two doors between broker and agents."""
 
 from __future__ import annotations
 
 import enum
-from typing import final
+from collections.abc import Callable
+from typing import Protocol, final
 
 from bridge.receipts import Receipt
 
@@ -46,3 +47,59 @@ class Message:
         self.received_at = received_at
         """Unix seconds, the bridge's clock."""
         self.receipt = receipt
+
+
+class Link(Protocol):
+    """A device's live connection, as the broker shows it to the agents. Compared by identity."""
+
+    client_id: str
+
+    def kick(self, cause: str) -> None:
+        """Close the connection; `cause` comes back through `Intake.detached`."""
+
+
+class Intake(Protocol):
+    """What the broker hands over to: implemented by the router in front of the agents. No method blocks or raises."""
+
+    congested: bool
+    """True while more is unsettled than the writer may hold. The broker then reads from no connection that has
+    just delivered something, until it is called back through `on_relief`."""
+
+    on_relief: Callable[[], None] | None
+    """Set by the broker: called when `congested` has become False again."""
+
+    def deliver(self, message: Message) -> None:
+        """Take a message for a device. Its receipt will be settled later, from the same event loop."""
+
+    def refuse(self, topic: str, payload: bytes, reason: str, text: str, receipt: Receipt) -> None:
+        """Keep a message that no agent can take as a dead letter: `reason` is a fixed word, `text` says what exactly."""
+
+    def attached(self, device_id: str, link: Link, *, listening: bool) -> None:
+        """`link` speaks for the device: it has published as the device (`listening` False) or has subscribed, without
+        wildcards, to a topic meant for the device (`listening` True, and again for each further such topic)."""
+
+    def detached(self, device_id: str, link: Link, cause: str) -> None:
+        """`link` is gone. `cause`: disconnect, keepalive, takeover, error, kicked or shutdown."""
+
+
+class Publish(Protocol):
+    """What the agents send through: implemented by the broker."""
+
+    def __call__(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        live_only: bool = False,
+        expires_at: float | None = None,
+        on_ack: Callable[[], None] | None = None,
+    ) -> int:
+        """Publish to every matching subscriber, at the lower of `qos` and the subscription's QoS.
+
+        `live_only`: hand it to connected clients only, nothing is queued for absent sessions. `expires_at` (Unix
+        seconds): not delivered or redelivered after that time. `on_ack` is called once, when a client whose
+        subscription names `topic` without wildcards has acknowledged a QoS 1 or 2 delivery.
+        Returns to how many connected clients with such a subscription (without wildcards) it was handed.
+        """
