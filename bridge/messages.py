@@ -61,9 +61,10 @@ class Link(Protocol):
 class Intake(Protocol):
     """What the broker hands over to: implemented by the router in front of the agents. No method blocks or raises."""
 
-    congested: bool
-    """True while more is unsettled than the writer may hold. The broker then reads from no connection that has
-    just delivered something, until it is called back through `on_relief`."""
+    @property
+    def congested(self) -> bool:
+        """True while more is unsettled than the writer may hold. The broker then reads from no connection that has
+        just delivered something, until it is called back through `on_relief`."""
 
     on_relief: Callable[[], None] | None
     """Set by the broker: called when `congested` has become False again."""
