@@ -1,0 +1,88 @@
+# What a developer types. Needs make and Python 3.11 or newer; everything else is put into $(VENV).
+
+VENV ?= .venv
+DEVICES ?= 25
+ARGS ?=
+
+# A Python of your choice: make run PYTHON=/opt/python3.12/bin/python3
+PYTHON ?=
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3.11 python3 python3.12 python3.13 python3.14)
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
+# No uv.lock: it would carry the address of whichever package index it was made with. The hashed requirement
+# files hold the same pins for pip, without an address.
+COMPILE := $(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format bench lock clean
+
+help:
+	@echo "make run     start the bridge with $(DEVICES) simulated devices (DEVICES=100 for more)"
+	@echo "make test    run the tests (ARGS='-k writer -x' goes to pytest)"
+	@echo "make check   lint, formatting, types, imports, Dockerfile, compose file"
+	@echo "make format  sort imports and format the code"
+	@echo "make bench   measure against Mosquitto (ARGS=--quick for a short run)"
+	@echo "make lock    make the lock files anew from pyproject.toml (ARGS=--upgrade for newer versions)"
+	@echo "make clean   remove the environment and the caches; data/ stays"
+
+# exec: Ctrl-C then reaches the bridge alone, and make has only its exit code to tell.
+run: $(VENV)/.runtime
+	@exec $(VENV)/bin/mqtt-bridge serve --simulate $(DEVICES) --summary $(ARGS)
+
+test: $(VENV)/.dev
+	@exec $(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/hadolint docker/Dockerfile
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix --select I .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.dev
+	@exec $(VENV)/bin/python -m tests.bench.run $(ARGS)
+
+lock: $(VENV)/.dev
+	$(COMPILE) $(ARGS) --output-file requirements.lock pyproject.toml
+	$(COMPILE) $(ARGS) --output-file requirements-build.lock --constraint requirements.lock --group build
+	$(COMPILE) $(ARGS) --output-file requirements-dev.lock --constraint requirements.lock \
+		--constraint requirements-build.lock --group dev pyproject.toml
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment, in steps that are repeated only when what they are made from has changed.
+$(VENV)/.python:
+	@python=; for name in $(PYTHONS); do \
+		if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "No Python 3.11 or newer among: $(PYTHONS). Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	if ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
+		echo "$$python cannot make virtual environments: its venv or ensurepip module is missing." >&2; \
+		echo "On Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 1; \
+	fi; \
+	echo "Building $(VENV) with $$($$python --version)"; \
+	$$python -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.python pyproject.toml requirements.lock requirements-build.lock
+	@echo "Installing what the bridge needs"
+	@$(PIP) install --quiet --require-hashes -r requirements.lock -r requirements-build.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	@echo "Installing what the tests and checks need"
+	@$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,85 @@
+"""Rules for every test: the event loops it runs on, and what happens where a server's programs are missing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import uvloop
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Every async test runs on each event loop that `serve` may run on; sync tests are not repeated."""
+    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+
+
+NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "postgres": ("postgresql", ("initdb", "postgres", "pg_ctl")),
+    "mosquitto": ("mosquitto mosquitto-clients", ("mosquitto", "mosquitto_pub", "mosquitto_sub")),
+    "strace": ("strace", ("strace",)),
+    "browser": ("chromium", ("chromium",)),
+}
+"""Marker (or fixture of the same name) → Debian's packages, and the programs that must be there."""
+
+
+def search_path() -> str:
+    """PATH, and where Debian puts server programs that it keeps off an ordinary user's PATH."""
+    postgres = (str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *postgres, "/usr/sbin"])
+
+
+def missing(need: str) -> list[str]:
+    """The programs of `need` that this machine does not have."""
+    path = search_path()
+    return [program for program in NEEDS[need][1] if shutil.which(program, path=path) is None]
+
+
+def servers_required() -> bool:
+    """Whether a missing server is a failure: always in CI, elsewhere only when asked for."""
+    return os.environ.get("CI") == "true" or os.environ.get("BRIDGE_TEST_REQUIRE_SERVERS") == "1"
+
+
+def needs_of(item: pytest.Item) -> list[str]:
+    """What `item` needs, said by a marker or by using a fixture of that name."""
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    return [need for need in NEEDS if need in fixtures or item.get_closest_marker(need) is not None]
+
+
+NOT_RUN = pytest.StashKey[Counter[str]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and count, the tests whose programs are missing, unless they are required."""
+    not_run = config.stash.setdefault(NOT_RUN, Counter())
+    absent = {need for need in NEEDS if missing(need)}
+    if servers_required() or not absent:
+        return
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        lacking = absent.intersection(needs_of(item))
+        (left_out if lacking else kept).append(item)
+        not_run.update(lacking)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that gets here without its programs fails, and says which ones."""
+    for need in needs_of(item):
+        if programs := missing(need):
+            pytest.fail(f"{need}: no {', '.join(programs)} here; apt install {NEEDS[need][0]}", pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say last and loudly what was left out: a green run that hides it would be a lie."""
+    for need, count in sorted(config.stash.get(NOT_RUN, Counter[str]()).items()):
+        terminalreporter.write_line(
+            f"NOT RUN: {count} tests need {need} (apt install {NEEDS[need][0]})", red=True, bold=True
+        )
