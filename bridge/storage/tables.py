@@ -1,0 +1,206 @@
+"""The tables.
+
+All times are Unix seconds, UTC, as double precision: to the microsecond until the year 2255. One representation for
+SQLite and PostgreSQL, which is also the one the agents compute with: nothing is converted per row. In psql,
+`to_timestamp(ts)` shows it; in sqlite3, `datetime(ts, 'unixepoch')`.
+
+JSON is kept as it was sent: text on SQLite, `json` (not `jsonb`) on PostgreSQL. Code sees it as `str` on both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.types import UserDefinedType
+
+
+class PostgresJson(UserDefinedType[str]):
+    """PostgreSQL's `json`, as the text that it keeps. (SQLAlchemy's own JSON type encodes and decodes every value.)"""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def get_col_spec(self, **kw: Any) -> str:
+        """The name in DDL and casts."""
+        return "JSON"
+
+
+JSON: Final = Text().with_variant(PostgresJson(), "postgresql")
+# Only a column that SQLite calls INTEGER is its rowid: a BIGINT key would cost a second tree.
+ROW_ID: Final = BigInteger().with_variant(Integer(), "sqlite")
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+devices: Final = Table(
+    "devices",
+    metadata,
+    Column("device_id", Text, primary_key=True),
+    Column("profile", Text, nullable=False, server_default="default"),
+    Column("first_seen", Double, nullable=False),
+    Column("last_seen", Double, nullable=False),
+    Column("messages", BigInteger, nullable=False, server_default=text("0")),
+    Column("status", Text, nullable=False, server_default="unknown"),
+    # Of the last presence transition: status and epoch only ever go forward together.
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+    # The agent's snapshot.
+    Column("state", JSON, nullable=False, server_default="{}"),
+)
+
+telemetry: Final = Table(
+    "telemetry",
+    metadata,
+    # Given by the writer before the insert, so that a batch whose COMMIT answer was lost can be sent again.
+    Column("id", ROW_ID, primary_key=True, autoincrement=False),
+    Column("device_id", Text, nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("ts", Double, nullable=False),
+    Column("received_at", Double, nullable=False),
+    Column("message_id", Text),
+    Column("payload", JSON, nullable=False),
+    Index("telemetry_device_id_stream_ts", "device_id", "stream", "ts"),
+    Index(
+        "telemetry_device_id_stream_message_id",
+        "device_id",
+        "stream",
+        "message_id",
+        unique=True,
+        sqlite_where=text("message_id IS NOT NULL"),
+        postgresql_where=text("message_id IS NOT NULL"),
+    ),
+)
+
+commands: Final = Table(
+    "commands",
+    metadata,
+    Column("command_id", Text, primary_key=True),
+    Column("device_id", Text, nullable=False),
+    # The client's idempotency key, or the command's own id.
+    Column("key", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("args", JSON, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("result", JSON),
+    Column("error", Text),
+    UniqueConstraint("device_id", "key"),
+    Index("commands_status_expires_at", "status", "expires_at"),
+    Index("commands_device_id_created_at", "device_id", "created_at"),
+)
+
+command_events: Final = Table(
+    "command_events",
+    metadata,
+    Column("command_id", Text, primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("status", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("detail", Text),
+)
+
+twins: Final = Table(
+    "twins",
+    metadata,
+    Column("device_id", Text, primary_key=True),
+    Column("desired", JSON, nullable=False, server_default="{}"),
+    Column("desired_version", BigInteger, nullable=False, server_default=text("0")),
+    Column("desired_at", Double),
+    Column("reported", JSON, nullable=False, server_default="{}"),
+    Column("reported_version", BigInteger, nullable=False, server_default=text("0")),
+    Column("reported_at", Double),
+)
+
+presence: Final = Table(
+    "presence",
+    metadata,
+    Column("device_id", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("status", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("at", Double, nullable=False),
+)
+
+dead_letters: Final = Table(
+    "dead_letters",
+    metadata,
+    Column("id", ROW_ID, primary_key=True, autoincrement=False),
+    Column("at", Double, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("device_id", Text),
+    Column("reason", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    # The first 64 KiB; `size` is the whole payload's.
+    Column("payload", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+)
+
+sessions: Final = Table(
+    "sessions",
+    metadata,
+    Column("client_id", Text, primary_key=True),
+    Column("username", Text),
+    Column("subscriptions", JSON, nullable=False, server_default="{}"),
+    Column("last_seen", Double, nullable=False),
+    Column("expires_at", Double),
+)
+
+session_messages: Final = Table(
+    "session_messages",
+    metadata,
+    Column("client_id", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("topic", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("qos", Integer, nullable=False),
+    Column("packet_id", Integer),
+    Column("state", Text, nullable=False),
+    Column("expires_at", Double),
+)
+
+retained: Final = Table(
+    "retained",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("payload", LargeBinary, nullable=False),
+    Column("qos", Integer, nullable=False),
+    Column("set_at", Double, nullable=False),
+)
+
+inbound_once: Final = Table(
+    "inbound_once",
+    metadata,
+    # A QoS 2 message that was stored and whose PUBREL has not come yet (MQTT 3.1.1, 4.3.3).
+    Column("client_id", Text, primary_key=True),
+    Column("packet_id", Integer, primary_key=True, autoincrement=False),
+)
+
+commit_marks: Final = Table(
+    "commit_marks",
+    metadata,
+    # One row: the last batch with free statements that was committed. A writer that lost the answer to a COMMIT
+    # finds out here whether it took place.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("batch", BigInteger, nullable=False),
+)
