@@ -1,0 +1,1 @@
+"""One agent per device: a coroutine that owns the device's state."""

@@ -1,0 +1,262 @@
+"""Where one device's agent lives: its mailbox and its coroutine, and what happens when device logic raises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, final
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.agents.device import Device
+from bridge.agents.limits import Limit
+from bridge.agents.services import Services
+from bridge.errors import RefusedError, StorageError, StorageUnavailableError
+from bridge.messages import Message
+from bridge.receipts import Outcome
+
+log = structlog.get_logger(__name__)
+
+BUDGET: Final = 256
+"""Messages that one agent may handle before the loop is given to the others."""
+LOAD_RETRY: Final = 1.0
+"""Seconds between two tries to load a device's state while the database is away."""
+
+Control = Callable[[Device], None]
+
+
+@final
+class Cell:
+    """One device's mailbox and coroutine.
+
+    Control (links, timers, what became of a stored change) goes before data (messages), and one item is handled at a
+    time. A cell that has nothing to do first keeps its coroutine waiting (awake), after `sleep_after` ends it
+    (asleep), and after `evict_after` leaves memory (cold) when nothing of it would be lost.
+
+    An agent that raises loses the message that it raised on (it becomes a dead letter) and is built anew. After
+    `restarts` of these within `restart_window` seconds the device's messages become dead letters unseen until the
+    window is over. No other device notices.
+    """
+
+    __slots__ = (
+        "_control", "_data", "_device", "_failures", "_forget", "_next_tick", "_services", "_task", "_used_at", "_waker",
+        "device_id",
+    )  # fmt: skip
+
+    def __init__(self, device_id: str, services: Services, forget: Callable[[Cell], None]) -> None:
+        """`forget` is called when the cell wants to leave memory."""
+        self.device_id = device_id
+        self._services = services
+        self._forget = forget
+        self._device: Device | None = None
+        # Lists that are swapped out whole: an empty one is a tenth of an empty deque, and ten thousand cells have two.
+        self._control: list[Control] = []
+        self._data: list[Message] = []
+        self._failures: Limit | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waker: asyncio.Future[None] | None = None
+        self._used_at = services.clock()
+        self._next_tick = 0.0
+        self._tick_at(self._used_at + services.rules.sleep_after)
+
+    # ------------------------------------------------------------------ from outside
+
+    def post(self, message: Message) -> None:
+        """Hand a message to the agent. At the mailbox limit QoS 0 is dropped and counted; QoS 1 and 2 are bounded by
+        the receive windows of the connections they come from, which stop reading instead."""
+        data = self._data
+        if len(data) >= self._services.rules.mailbox_limit and message.receipt.qos == 0:
+            message.receipt.settle(Outcome.DROPPED, "mailbox_full")
+            return
+        data.append(message)
+        waker = self._waker
+        if waker is not None or self._task is None:
+            self._wake()
+
+    def tell(self, control: Control) -> None:
+        """Have the agent's own coroutine call `control(device)`, before the messages that wait."""
+        self._control.append(control)
+        self._wake()
+
+    @property
+    def device(self) -> Device | None:
+        """The device, once its state is loaded."""
+        return self._device
+
+    @property
+    def awake(self) -> bool:
+        """Whether a coroutine is there."""
+        return self._task is not None
+
+    @property
+    def backlog(self) -> int:
+        """Messages that wait."""
+        return len(self._data)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing is being handled."""
+        return not self._data and not self._control and (self._task is None or self._waker is not None)
+
+    async def stop(self) -> None:
+        """Finish what is in the mailbox, then end the coroutine."""
+        while self._task is not None:
+            if self.idle:
+                self._sleep()
+            await asyncio.sleep(0)
+
+    def abandon(self) -> None:
+        """End the coroutine at once. What waits is not acknowledged: the senders still have it."""
+        if self._task is not None:
+            self._task.cancel()
+
+    # ------------------------------------------------------------------ the coroutine
+
+    def _wake(self) -> None:
+        waker = self._waker
+        if waker is not None:
+            self._waker = None
+            if not waker.done():
+                waker.set_result(None)
+        elif self._task is None:
+            self._task = self._services.loop.create_task(self._run())
+
+    def _sleep(self) -> None:
+        if self._waker is not None:
+            self._waker.cancel()
+
+    async def _run(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            while True:
+                if self._control or self._data:
+                    device = self._device or await self._load()
+                    self._handle_control(device)
+                    self._handle_data(device)
+                    if self._data:
+                        await asyncio.sleep(0)
+                    continue
+                self._waker = waker = self._services.loop.create_future()
+                try:
+                    await waker
+                except asyncio.CancelledError:
+                    if task.cancelling():
+                        raise
+                    break  # `_sleep` has cancelled the future that was waited for, not the task
+        except asyncio.CancelledError:
+            for message in self._data:
+                message.receipt.settle(Outcome.RETRY)
+            self._data.clear()
+            self._control.clear()
+            raise
+        finally:
+            self._waker = None
+            self._task = None
+            if self._control or self._data:
+                self._wake()  # posted between the last look and here
+
+    def _handle_control(self, device: Device) -> None:
+        while self._control:
+            controls, self._control = self._control, []
+            for control in controls:
+                try:
+                    control(device)
+                except Exception as error:  # noqa: BLE001 - device logic may raise anything; it concerns this device alone
+                    self._failed(device, error)
+
+    def _handle_data(self, device: Device) -> None:
+        if len(self._data) <= BUDGET:
+            messages, self._data = self._data, []
+        else:
+            messages = self._data[:BUDGET]
+            del self._data[:BUDGET]
+        self._used_at = messages[-1].received_at if messages else self._used_at
+        if self._failures is not None and self._failures.reached(self._services.clock()):
+            for message in messages:
+                self._refuse(message, "agent_failed", "the agent failed too often and rests until its restart window is over")
+            return
+        for message in messages:
+            try:
+                device.handle(message)
+            except RefusedError as error:
+                self._refuse(message, error.reason, str(error))
+            except Exception as error:  # noqa: BLE001 - device logic may raise anything; it concerns this device alone
+                self._failed(device, error)
+                if message.receipt.outcome is None:
+                    self._refuse(message, "agent_error", f"{type(error).__name__}: {error}")
+
+    def _refuse(self, message: Message, reason: str, text: str) -> None:
+        address = message.address
+        self._services.refuse(
+            address.topic, message.payload, reason, text, message.receipt, device_id=address.device_id, kind=address.kind
+        )
+
+    def _failed(self, device: Device, error: Exception) -> None:
+        rules = self._services.rules
+        if self._failures is None:
+            self._failures = Limit(rules.restarts, rules.restart_window)
+        self._failures.record(self._services.clock())
+        self._services.census.restarts += 1
+        log.error("agent failed and is restarted", device=self.device_id, exc_info=error)
+        device.restart_agent()
+
+    async def _load(self) -> Device:
+        while True:
+            try:
+                snapshot = await self._services.loader.load(self.device_id)
+            except StorageUnavailableError:
+                await asyncio.sleep(LOAD_RETRY)
+            except StorageError:
+                log.exception("the device's stored state cannot be read; trying again", device=self.device_id)
+                await asyncio.sleep(LOAD_RETRY)
+            else:
+                self._device = device = Device(self.device_id, snapshot, self._services, self)
+                return device
+
+    # ------------------------------------------------------------------ time
+
+    def call_before(self, when: float) -> None:
+        """See to it that `Device.tick` is called at `when` (Unix seconds) at the latest."""
+        if when < self._next_tick:
+            self._tick_at(when)
+
+    def _tick_at(self, when: float) -> None:
+        self._next_tick = when
+        self._services.wheel.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        now = self._services.clock()
+        if now < self._next_tick:
+            return  # a timer that an earlier one has replaced, and that was set again for later
+        rules = self._services.rules
+        device = self._device
+        next_tick = now + rules.sleep_after
+        if device is not None and self.idle:
+            due = device.next_check()
+            if due <= now:
+                self.tell(Device.tick)
+            elif now - self._used_at >= rules.evict_after and device.forgettable:
+                self._evict(device)
+            elif now - self._used_at >= rules.sleep_after:
+                self._sleep()
+            next_tick = min(next_tick, max(due, now + 0.25)) if due > now else now + 1.0
+        self._tick_at(next_tick)
+
+    def _evict(self, device: Device) -> None:
+        used_at = self._used_at
+
+        def committed(barrier: asyncio.Future[None]) -> None:
+            if barrier.cancelled() or barrier.exception() is not None:
+                return  # the writer stops, and so do we
+            if self.idle and self._used_at == used_at and device.forgettable:
+                self._next_tick = float("inf")
+                self._forget(self)
+
+        # What was handed to the writer must be stored before the next message may read it back.
+        self._services.writer.submit(_nothing).add_done_callback(committed)
+
+
+async def _nothing(_connection: AsyncConnection) -> None:
+    """A change that changes nothing: its future says that everything before it is committed."""

@@ -1,0 +1,164 @@
+"""From a topic to the agent that it is for: the one map of devices, and the bridge's side of the broker's door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, final
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.agents.book import Accepted
+from bridge.agents.cell import Cell
+from bridge.agents.device import Device
+from bridge.agents.services import Services
+from bridge.commands import Command, CommandRequest, new_command
+from bridge.errors import RefusedError
+from bridge.messages import Link, Message
+from bridge.presence import Status
+from bridge.receipts import Receipt
+from bridge.storage import commands as stored_commands
+from bridge.storage import devices as stored_devices
+
+log = structlog.get_logger(__name__)
+
+EVICT_AT_ONCE: Final = 100
+"""Cells that are stopped together at shutdown."""
+
+
+@final
+class Router:
+    """Finds the agent for a device, and makes one for a device that has none yet. Implements `messages.Intake`."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._cells: dict[str, Cell] = {}
+        self.on_relief: Callable[[], None] | None = None
+        services.writer.on_relief = self._relieved
+
+    # ------------------------------------------------------------------ from the broker
+
+    @property
+    def congested(self) -> bool:
+        """Whether the writer holds as much as it may."""
+        return self._services.writer.congested
+
+    def _relieved(self) -> None:
+        if self.on_relief is not None:
+            self.on_relief()
+
+    def deliver(self, message: Message) -> None:
+        """Hand a message to its device's agent."""
+        device_id = message.address.device_id
+        cell = self._cells.get(device_id)
+        if cell is None:
+            cell = self._new_cell(device_id)
+        cell.post(message)
+
+    def refuse(self, topic: str, payload: bytes, reason: str, text: str, receipt: Receipt) -> None:
+        """Keep a message that names no possible agent as a dead letter."""
+        self._services.refuse(topic, payload, reason, text, receipt)
+
+    def attached(self, device_id: str, link: Link, *, listening: bool) -> None:
+        """A connection speaks for a device."""
+        self.cell(device_id).tell(lambda device: device.attached(link, listening=listening))
+
+    def detached(self, device_id: str, link: Link, cause: str) -> None:
+        """A connection that spoke for a device is gone."""
+        self.cell(device_id).tell(lambda device: device.detached(link, cause))
+
+    # ------------------------------------------------------------------ from the operator
+
+    async def send(self, device_id: str, request: CommandRequest, cause: str) -> Accepted:
+        """Store a command and see it on its way: the stored command, and whether it is new.
+
+        Raises RefusedError when the request is not acceptable, StorageError when it cannot be stored.
+        """
+        rules = self._services.rules
+        now = self._services.clock()
+        command = new_command(device_id, request, now, ttl=rules.command_ttl, max_ttl=rules.command_max_ttl)
+        done: asyncio.Future[Accepted] = self._services.loop.create_future()
+
+        def accept(device: Device) -> None:
+            try:
+                device.book.accept(command, cause=cause, done=done)
+            except RefusedError as error:
+                done.set_exception(error)
+
+        self.cell(device_id).tell(accept)
+        return await done
+
+    # ------------------------------------------------------------------ all cells
+
+    def cell(self, device_id: str) -> Cell:
+        """The place of a device's agent, made if need be."""
+        return self._cells.get(device_id) or self._new_cell(device_id)
+
+    def find(self, device_id: str) -> Device | None:
+        """The device if its agent is in memory."""
+        cell = self._cells.get(device_id)
+        return None if cell is None else cell.device
+
+    def activity(self) -> dict[str, int]:
+        """How many agents are awake (a coroutine waits) and asleep (in memory without one). Walks all cells."""
+        awake = sum(cell.awake for cell in self._cells.values())
+        return {"awake": awake, "asleep": len(self._cells) - awake}
+
+    async def start(self) -> None:
+        """Take up where the last run ended: unfinished commands, and devices that were online when it did."""
+        services = self._services
+        services.wheel.start()
+        await self._recover_presence()
+        for command in await services.writer.submit(_open_commands):
+            self.cell(command.device_id).tell(_restorer(command))
+
+    async def stop(self, timeout: float) -> None:
+        """Handle what is in the mailboxes and hand every changed state to the writer. After `timeout` seconds the rest is
+        left unacknowledged."""
+        services = self._services
+        services.wheel.stop()
+        cells = list(self._cells.values())
+        try:
+            async with asyncio.timeout(timeout):
+                for start in range(0, len(cells), EVICT_AT_ONCE):
+                    await asyncio.gather(*(cell.stop() for cell in cells[start : start + EVICT_AT_ONCE]))
+        except TimeoutError:
+            left = [cell for cell in cells if not cell.idle]
+            log.warning("agents were not done in time; their messages are not acknowledged", agents=len(left))
+            for cell in left:
+                cell.abandon()
+        for cell in cells:
+            if cell.device is not None and not cell.device.forgettable:
+                cell.device.save()
+
+    async def _recover_presence(self) -> None:
+        """After a crash nobody knows what became of those who were online."""
+        services = self._services
+        now = services.clock()
+
+        async def recover(connection: AsyncConnection) -> tuple[list[tuple[str, int]], dict[str, int]]:
+            forgotten = await stored_devices.forget_presence(connection, now)
+            return forgotten, await stored_devices.count_by_status(connection)
+
+        forgotten, counts = await services.writer.submit(recover)
+        services.census.devices = Counter({Status(status): count for status, count in counts.items()})
+        for device_id, epoch in forgotten:
+            body = {"status": Status.UNKNOWN.value, "cause": "restart", "epoch": epoch, "at": now}
+            services.publish_json(device_id, "presence", body, qos=1, retain=True)
+
+    def _new_cell(self, device_id: str) -> Cell:
+        cell = self._cells[device_id] = Cell(device_id, self._services, self._forget)
+        return cell
+
+    def _forget(self, cell: Cell) -> None:
+        del self._cells[cell.device_id]
+
+
+async def _open_commands(connection: AsyncConnection) -> list[Command]:
+    return await stored_commands.open_commands(connection)
+
+
+def _restorer(command: Command) -> Callable[[Device], None]:
+    return lambda device: device.book.restore(command)

@@ -1,0 +1,149 @@
+"""What every device's agent is handed: the writer, the broker's publish, the clock, the rules."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import msgspec
+import structlog
+
+from bridge.agents.agent import Agent
+from bridge.agents.limits import Limit
+from bridge.agents.timers import TimerWheel
+from bridge.commands import CommandStatus
+from bridge.messages import Kind, Publish
+from bridge.presence import Status
+from bridge.receipts import Outcome, Receipt
+from bridge.storage.deadletters import DeadLetter
+from bridge.storage.devices import DeviceLoader
+from bridge.storage.writer import Writer
+from bridge.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+REFUSALS_LOGGED: Final = 20
+"""Lines per second about refused messages: a device that sends rubbish at full speed must not slow the others."""
+
+_TELLS_DEVICE: Final = frozenset({Kind.TELEMETRY, Kind.EVENT, Kind.RESPONSE, Kind.PONG, Kind.REPORTED})
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How agents behave; times in seconds."""
+
+    ping_interval: float = 30.0
+    ping_misses: int = 3
+    sleep_after: float = 60.0
+    evict_after: float = 600.0
+    mailbox_limit: int = 10_000
+    restarts: int = 5
+    restart_window: float = 60.0
+    snapshot_interval: float = 5.0
+    command_ttl: float = 60.0
+    command_max_ttl: float = 86_400.0
+    agent_class: type[Agent] | None = None
+    """Device logic; None when the bridge only stores and commands."""
+
+
+@final
+class Census:
+    """How many devices are in which status and how many commands reached which, kept as they change."""
+
+    __slots__ = ("commands", "devices", "refused", "restarts", "transitions")
+
+    def __init__(self) -> None:
+        self.devices: Counter[Status] = Counter()
+        self.commands: Counter[CommandStatus] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.restarts = 0
+        self.transitions = 0
+
+
+@final
+class Services:
+    """Shared by all devices of one bridge."""
+
+    __slots__ = ("_refusals_logged", "census", "clock", "loader", "loop", "publish", "rules", "topics", "waiters", "wheel", "writer")
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        loader: DeviceLoader,
+        topics: Topics,
+        rules: Rules,
+        clock: Callable[[], float],
+    ) -> None:
+        self.writer = writer
+        self.loader = loader
+        self.topics = topics
+        self.rules = rules
+        self.clock = clock
+        self.loop = asyncio.get_running_loop()
+        self.wheel = TimerWheel(clock)
+        self.census = Census()
+        self.publish: Publish
+        self.waiters: dict[str, list[asyncio.Future[None]]] = {}
+        """By command id: who waits for its next status."""
+        self._refusals_logged = Limit(REFUSALS_LOGGED, 1.0)
+
+    def publish_json(self, device_id: str, name: str, body: Any, *, qos: int = 0, retain: bool = False) -> None:
+        """Publish a JSON object on one of a device's topics."""
+        self.publish(self.topics.of(device_id, name), msgspec.json.encode(body), qos=qos, retain=retain)
+
+    def refuse(
+        self,
+        topic: str,
+        payload: bytes,
+        reason: str,
+        text: str,
+        receipt: Receipt,
+        *,
+        device_id: str | None = None,
+        kind: Kind | None = None,
+    ) -> None:
+        """Keep a message as a dead letter, say so in the log, and tell the device if it is the sender."""
+        now = self.clock()
+        self.census.refused[reason] += 1
+        if self._refusals_logged.allow(now):
+            log.warning(
+                "message refused",
+                topic=topic[:200],
+                reason=reason,
+                detail=text[:500],
+                size=len(payload),
+                lines_left_out=self._refusals_logged.passed_over,
+            )
+            self._refusals_logged.passed_over = 0
+        letter = DeadLetter(at=now, topic=topic, device_id=device_id, reason=reason, error=text[:2000], payload=payload)
+        self.writer.add_dead_letter(letter, receipt)
+        if device_id is not None and kind in _TELLS_DEVICE:
+            body = {"reason": reason, "error": text[:500], "topic": topic}
+            self.publish_json(device_id, "error", body)
+
+    def drop(self, receipt: Receipt, reason: str) -> None:
+        """Settle a QoS 0 message that there was no room for."""
+        receipt.settle(Outcome.DROPPED, reason)
+
+    def command_changed(self, command_id: str) -> None:
+        """Wake those who wait for news of a command."""
+        for waiter in self.waiters.pop(command_id, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def command_news(self, command_id: str, timeout: float) -> None:
+        """Return when the command's status changes, or after `timeout` seconds."""
+        waiter = self.loop.create_future()
+        self.waiters.setdefault(command_id, []).append(waiter)
+        try:
+            await asyncio.wait([waiter], timeout=timeout)
+        finally:
+            waiting = self.waiters.get(command_id)
+            if waiting is not None and waiter in waiting:
+                waiting.remove(waiter)
+                if not waiting:
+                    del self.waiters[command_id]

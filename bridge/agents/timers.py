@@ -1,0 +1,69 @@
+"""One timer wheel for all agents: a sleeping agent costs an entry in a list, not a task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, final
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+TICK: Final = 0.25
+"""Seconds between two turns of the wheel: how late a timer may fire."""
+
+
+@final
+class TimerWheel:
+    """Calls back at a time, late by at most one tick. There is no cancelling: whoever is called looks whether there
+    is still something to do, which is cheaper than keeping a handle for each of ten thousand agents."""
+
+    __slots__ = ("_clock", "_handle", "_loop", "_slots", "_turned")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` gives Unix seconds."""
+        self._clock = clock
+        self._slots: dict[int, list[Callable[[], None]]] = {}
+        self._turned = 0
+        self._handle: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begin to turn, on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._turned = int(self._clock() / TICK)
+        self._handle = self._loop.call_later(TICK, self._turn)
+
+    def stop(self) -> None:
+        """Stop turning; entries that are left are never called."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._slots.clear()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        """Call `callback` at `when` (Unix seconds) or up to a tick later."""
+        slot = max(int(when / TICK) + 1, self._turned + 1)
+        entries = self._slots.get(slot)
+        if entries is None:
+            self._slots[slot] = [callback]
+        else:
+            entries.append(callback)
+
+    def _turn(self) -> None:
+        now = int(self._clock() / TICK)
+        if now - self._turned > len(self._slots):
+            # The clock leapt: look at the slots there are rather than at every tick that was passed over.
+            due = sorted(slot for slot in self._slots if slot <= now)
+        else:
+            due = [slot for slot in range(self._turned + 1, now + 1) if slot in self._slots]
+        self._turned = now
+        for slot in due:
+            for callback in self._slots.pop(slot):
+                try:
+                    callback()
+                except Exception:
+                    # One agent's timer must not stop the wheel that all the others hang on.
+                    log.exception("timer failed")
+        assert self._loop is not None
+        self._handle = self._loop.call_later(TICK, self._turn)

@@ -1,0 +1,262 @@
+"""The composition root: the only file that knows everybody. Starts bottom-up, stops top-down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, final
+
+import structlog
+
+from bridge import __version__, ports
+from bridge.agents.router import Router
+from bridge.agents.services import Rules, Services
+from bridge.broker.broker import BrokerConfig, EmbeddedBroker
+from bridge.errors import BridgeError, StartError
+from bridge.http.api import Context, build
+from bridge.http.server import HttpServer
+from bridge.metrics import Metrics
+from bridge.pulse import Pulse
+from bridge.receipts import Ledger
+from bridge.settings import Settings
+from bridge.storage import migrate as schema
+from bridge.storage.database import Database
+from bridge.storage.devices import DeviceLoader
+from bridge.storage.sessions import SessionStore
+from bridge.storage.writer import Writer
+from bridge.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+OnReady = Callable[["Bridge"], Awaitable[None]]
+
+
+async def serve(settings: Settings, *, migrate: bool | None = None, on_ready: OnReady | None = None) -> None:
+    """Run the bridge until SIGTERM or SIGINT. `migrate` overrides the setting `database.migrate`.
+
+    Raises StartError when it cannot start, BridgeError when a part of it fails while it runs.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    bridge = Bridge(settings)
+    await bridge.start(migrate=settings.database.migrate if migrate is None else migrate)
+    try:
+        if on_ready is not None:
+            await on_ready(bridge)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopping, *bridge.parts], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        failed = [part for part in bridge.parts if part.done()]
+    finally:
+        await bridge.stop()
+    for part in failed:
+        problem = None if part.cancelled() else part.exception()
+        raise BridgeError(f"{part.get_name()} has stopped: {problem or 'without an error'}") from problem
+
+
+@final
+class Bridge:
+    """One running bridge."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.ledger = Ledger()
+        self.metrics = Metrics()
+        self.pulse = Pulse(self.ledger)
+        self.parts: list[asyncio.Task[Any]] = []
+        """Tasks that must not end while the bridge runs."""
+        self._undo = contextlib.AsyncExitStack()
+
+    async def start(self, *, migrate: bool) -> None:
+        """Start every part, the database first and the doors last. On failure everything that was started is stopped."""
+        async with contextlib.AsyncExitStack() as undo:
+            await self._start(undo, migrate)
+            self._undo = undo.pop_all()
+
+    async def stop(self) -> None:
+        """Take no more, finish and commit what was received, then close."""
+        began = time.monotonic()
+        await self._undo.aclose()
+        log.info("stopped", seconds=round(time.monotonic() - began, 2), **self.ledger.as_dict())
+
+    @property
+    def mqtt_port(self) -> int:
+        """The port of the MQTT listener."""
+        return self.broker.bound_port
+
+    @property
+    def http_port(self) -> int:
+        """The port of the HTTP listener."""
+        return self.http.port
+
+    async def _start(self, undo: contextlib.AsyncExitStack, migrate: bool) -> None:
+        settings = self.settings
+        grace = settings.shutdown_timeout / 3
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        http_socket = ports.bind(settings.http.host, settings.http.port, "BRIDGE_HTTP__PORT")
+        undo.callback(http_socket.close)
+
+        url = settings.database_url
+        if migrate:
+            await schema.upgrade(url)
+        self.schema = await schema.current(url)
+        if self.schema != await schema.head():
+            raise StartError(f"the database schema is {self.schema or 'not there'}: run `mqtt-bridge migrate`")
+        self.database = await Database.open(url, pool_size=settings.database.pool_size)
+        undo.push_async_callback(self.database.close)
+        self.writer = Writer(
+            self.database,
+            batch_rows=settings.writer.batch_rows,
+            batch_wait=settings.writer.batch_wait,
+            capacity=settings.writer.capacity,
+        )
+        await self.writer.start()
+        undo.push_async_callback(self.writer.stop, grace)
+
+        topics = Topics(settings.topic_root)
+        self.services = Services(
+            writer=self.writer,
+            loader=DeviceLoader(self.database),
+            topics=topics,
+            rules=_rules(settings),
+            clock=time.time,
+        )
+        self.router = Router(self.services)
+        self.broker = EmbeddedBroker(
+            _broker_config(settings), topics, self.ledger, self.router, SessionStore(self.database, self.writer)
+        )
+        self.services.publish = self.broker.publish
+        undo.push_async_callback(self.broker.stop, grace)
+        await self.broker.restore()
+        await self.router.start()
+        undo.push_async_callback(self.router.stop, grace)
+
+        self.http = HttpServer(build(self._http_context()), http_socket)
+        self.parts = [self.writer.task, self.http.start(), asyncio.create_task(self.pulse.run(), name="pulse")]
+        undo.callback(self.parts[-1].cancel)
+        undo.push_async_callback(self.http.stop)
+        self._register_metrics()
+
+        await self.broker.start()
+        undo.push_async_callback(self.broker.stop_intake)
+        log.info(
+            "started",
+            version=__version__,
+            mqtt=f"{settings.mqtt.host}:{self.mqtt_port}",
+            http=f"http://{settings.http.host}:{self.http_port}",
+            database=self.database.dialect,
+            schema=self.schema,
+        )
+
+    def _http_context(self) -> Context:
+        token = self.settings.http.token
+        return Context(
+            router=self.router,
+            services=self.services,
+            database=self.database,
+            ledger=self.ledger,
+            metrics=self.metrics,
+            summary=self.summary,
+            checks={"database": self._check_database, "broker": self._check_broker, "migrations": self._check_schema},
+            token=token.get_secret_value() if token is not None else None,
+        )
+
+    async def _check_database(self) -> str | None:
+        try:
+            async with asyncio.timeout(2.0):
+                await self.database.ping()
+        except TimeoutError:
+            return "no answer within 2 seconds"
+        except BridgeError as error:
+            return str(error)
+        return None
+
+    async def _check_broker(self) -> str | None:
+        return None if self.broker.accepting else "does not accept connections"
+
+    async def _check_schema(self) -> str | None:
+        head = await schema.head()
+        return None if self.schema == head else f"the schema is {self.schema}, this version needs {head}"
+
+    def summary(self) -> dict[str, Any]:
+        """The bridge at a glance, as the API and the terminal show it."""
+        census = self.services.census
+        devices = {status.value: count for status, count in census.devices.items()}
+        return {
+            "devices": {"known": sum(devices.values()), **devices},
+            "messages_per_second": round(self.pulse.received_per_second, 1),
+            "committed_per_second": round(self.pulse.committed_per_second, 1),
+            "commands": {status.value: count for status, count in census.commands.items()},
+            "agents": self.router.activity(),
+            "ledger": self.ledger.as_dict(),
+            "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
+        }
+
+    def _register_metrics(self) -> None:
+        metrics, ledger, census, writer = self.metrics, self.ledger, self.services.census, self.writer
+        metrics.counter("bridge_messages_received", "Messages received on the bridge's topics.", lambda: ledger.received)
+        metrics.counter("bridge_messages_committed", "Messages whose effect is durable.", lambda: ledger.committed)
+        metrics.counter("bridge_messages_deduplicated", "Messages that had been committed before.", lambda: ledger.deduplicated)
+        metrics.counter("bridge_messages_dead_lettered", "Messages kept as dead letters.", lambda: ledger.dead_lettered)
+        metrics.counters("bridge_messages_dropped", "Messages dropped.", "reason", lambda: ledger.dropped)
+        metrics.gauge("bridge_messages_in_flight", "Messages received and not settled yet.", lambda: ledger.in_flight)
+        metrics.gauge("bridge_ledger_difference", "Zero while nothing disappears unseen.", lambda: ledger.difference)
+        metrics.counters("bridge_messages_refused", "Dead letters by reason.", "reason", lambda: census.refused)
+        metrics.gauges("bridge_devices", "Known devices by status.", "status", lambda: census.devices)
+        metrics.counters("bridge_commands", "Commands by the status they reached.", "status", lambda: census.commands)
+        metrics.counter("bridge_presence_transitions", "Changes of presence.", lambda: census.transitions)
+        metrics.counter("bridge_agent_restarts", "Agents built anew after an error.", lambda: census.restarts)
+        metrics.gauges("bridge_agents", "Agents in memory.", "activity", self.router.activity)
+        metrics.gauge("bridge_writer_pending", "Rows and changes that wait for a commit.", lambda: writer.pending)
+        metrics.counter("bridge_writer_batches", "Committed batches.", lambda: writer.stats.batches)
+        metrics.counter("bridge_writer_rows", "Committed rows.", lambda: writer.stats.rows)
+        metrics.gauges(
+            "bridge_loop_lag_seconds", "How late the event loop was in the last minute.", "quantile",
+            lambda: {"0.5": self.pulse.lag(0.5), "0.99": self.pulse.lag(0.99)},
+        )  # fmt: skip
+        metrics.gauge("bridge_connections", "Open MQTT connections.", lambda: self.broker.stats.connections)
+        metrics.gauge("bridge_sessions", "MQTT sessions, connected or kept.", lambda: self.broker.stats.sessions)
+        metrics.gauge("bridge_subscriptions", "MQTT subscriptions.", lambda: self.broker.stats.subscriptions)
+        metrics.gauge("bridge_retained", "Retained messages.", lambda: self.broker.stats.retained)
+        metrics.counters("bridge_connections_closed", "Closed MQTT connections.", "cause", lambda: self.broker.stats.closed)
+        metrics.counters("bridge_deliveries_dropped", "Deliveries to subscribers dropped.", "reason", lambda: self.broker.stats.dropped)
+
+
+def _rules(settings: Settings) -> Rules:
+    agent, command = settings.agent, settings.command
+    return Rules(
+        ping_interval=agent.ping_interval,
+        ping_misses=agent.ping_misses,
+        sleep_after=agent.sleep_after,
+        evict_after=agent.evict_after,
+        mailbox_limit=agent.mailbox_limit,
+        restarts=agent.restarts,
+        restart_window=agent.restart_window,
+        snapshot_interval=agent.snapshot_interval,
+        command_ttl=command.ttl,
+        command_max_ttl=command.max_ttl,
+    )
+
+
+def _broker_config(settings: Settings) -> BrokerConfig:
+    mqtt = settings.mqtt
+    return BrokerConfig(
+        host=mqtt.host,
+        port=mqtt.port,
+        allow_anonymous=mqtt.allow_anonymous,
+        password_file=mqtt.password_file,
+        max_connections=mqtt.max_connections,
+        max_packet_bytes=mqtt.max_packet_bytes,
+        connect_timeout=mqtt.connect_timeout,
+        receive_window=mqtt.receive_window,
+        max_topic_levels=mqtt.max_topic_levels,
+        max_subscriptions=mqtt.max_subscriptions,
+        max_inflight=mqtt.max_inflight,
+        max_queued=mqtt.max_queued,
+        plugins=mqtt.plugins,
+    )

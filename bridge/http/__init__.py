@@ -1,0 +1,1 @@
+"""The bridge's HTTP side: health, metrics and the operator's API."""

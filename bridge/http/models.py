@@ -1,0 +1,145 @@
+"""What the API says and takes, as OpenAPI shows it. Times are RFC 3339 in UTC."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bridge.commands import Command, CommandStatus
+from bridge.topics import DEVICE_ID
+
+DEVICE_ID_PATTERN = f"^{DEVICE_ID.pattern}$"
+
+
+def moment(seconds: float) -> datetime:
+    """Unix seconds as a UTC time."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+class Model(BaseModel):
+    """Refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class CommandBody(Model):
+    """A command to a device."""
+
+    name: str = Field(min_length=1, max_length=128, examples=["reboot"])
+    args: Any = Field(default=None, examples=[{"delay": 5}], description="Any JSON value; the device gets it as it is.")
+    id: str | None = Field(default=None, min_length=1, max_length=128, description="Idempotency key: the same key gives the same command.")
+    ttl: float | None = Field(default=None, gt=0, description="Seconds until the command expires.")
+
+
+class CommandView(Model):
+    """A command as it stands."""
+
+    command_id: str
+    device_id: str
+    key: str
+    name: str
+    args: Any
+    status: CommandStatus
+    created_at: datetime
+    expires_at: datetime
+    updated_at: datetime
+    result: Any = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, command: Command) -> CommandView:
+        """The view of a stored command."""
+        return cls(
+            command_id=command.command_id,
+            device_id=command.device_id,
+            key=command.key,
+            name=command.name,
+            args=command.args,
+            status=command.status,
+            created_at=moment(command.created_at),
+            expires_at=moment(command.expires_at),
+            updated_at=moment(command.updated_at),
+            result=command.result,
+            error=command.error,
+        )
+
+
+class CommandEventView(Model):
+    """One step in a command's life."""
+
+    seq: int
+    status: CommandStatus
+    at: datetime
+    cause: str
+    detail: Any = None
+
+
+class CommandWithEvents(Model):
+    """A command and its steps after the one the caller knew."""
+
+    command: CommandView
+    events: list[CommandEventView]
+
+
+class DeviceView(Model):
+    """A device as it was last stored; what its agent has seen since then follows within seconds."""
+
+    device_id: str
+    profile: str
+    status: str
+    first_seen: datetime
+    last_seen: datetime
+    messages: int = Field(description="Telemetry and event messages received from it.")
+    streams: dict[str, Any] = Field(default_factory=dict, description="The last reading of each stream: time and values.")
+
+
+class DevicePage(Model):
+    """Devices in the order of their ids. `next` is the `after` of the following page."""
+
+    devices: list[DeviceView]
+    next: str | None
+
+
+class ReadingView(Model):
+    """One stored reading."""
+
+    stream: str
+    ts: datetime
+    received_at: datetime
+    message_id: str | None
+    values: Any
+
+
+class ReadingPage(Model):
+    """Readings, the latest first."""
+
+    readings: list[ReadingView]
+
+
+class DeadLetterView(Model):
+    """A message that was refused. `payload` is its beginning as text; what is not UTF-8 is shown as `\\xNN`."""
+
+    id: int
+    at: datetime
+    topic: str
+    device_id: str | None
+    reason: str
+    error: str
+    payload: str
+
+
+class DeadLetterPage(Model):
+    """Dead letters, the latest first."""
+
+    dead_letters: list[DeadLetterView]
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
