@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.process import BridgeProcess
+from tests.waiting import until
 
 MakeBridge = Callable[..., BridgeProcess]
 
@@ -40,3 +41,11 @@ def make_bridge(tmp_path: Path) -> Iterator[MakeBridge]:
 def bridge(make_bridge: MakeBridge) -> BridgeProcess:
     """A bridge as a newcomer has it: SQLite, loopback, no passwords; only ports and folder are the test's."""
     return make_bridge().start()
+
+
+@pytest.fixture
+def simulated(make_bridge: MakeBridge) -> BridgeProcess:
+    """A bridge with three simulated devices, all of them connected."""
+    bridge = make_bridge().start("--simulate", "3")
+    until(lambda: len(bridge.online()) == 3, "three simulated devices", 30)
+    return bridge

@@ -121,9 +121,7 @@ class BridgeProcess:
         """Everything the process has written to the terminal so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def run(
-        self, *arguments: str, timeout: float = 30.0, **settings: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout: float = 30.0, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run another command of `mqtt-bridge` against this bridge."""
         return subprocess.run(
             [*self.command, *arguments],
@@ -156,6 +154,17 @@ class BridgeProcess:
         request = urllib.request.Request(self.url(path), headers=headers)  # noqa: S310 - our own loopback URL
         with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - our own loopback URL
             return json.load(response)
+
+    def online(self) -> list[str]:
+        """The ids of the devices that are connected."""
+        devices = self.get("/api/v1/devices?limit=1000")["devices"]
+        return [device["device_id"] for device in devices if device["status"] == "online"]
+
+    def children(self) -> list[int]:
+        """The ids of the processes that the bridge has started."""
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(child) for task in tasks for child in task.read_text().split()]
 
     def rows(self, query: str, *parameters: object) -> list[Row]:
         """What the database file holds, read past the bridge."""

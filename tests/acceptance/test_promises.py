@@ -68,9 +68,7 @@ def test_qos_2_with_paho(bridge: BridgeProcess) -> None:
     with Device(bridge, "fridge-7") as device:
         for number in range(20):
             device.publish_acknowledged(TELEMETRY, json.dumps({"n": number}), qos=2)
-    assert [json.loads(row[0])["n"] for row in bridge.rows("SELECT payload FROM telemetry ORDER BY id")] == [
-        *range(20)
-    ]
+    assert [json.loads(row[0])["n"] for row in bridge.rows("SELECT payload FROM telemetry ORDER BY id")] == [*range(20)]
 
 
 def test_a_reading_sent_again_is_a_duplicate(bridge: BridgeProcess) -> None:

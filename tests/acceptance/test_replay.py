@@ -20,7 +20,7 @@ def recorded(path: Path, form: str) -> list[tuple[float, float]]:
     """What the file says, read without the bridge: (Unix seconds, temperature), in order of time."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
-    moments = [datetime.strptime(row["date"], form).replace(tzinfo=LOCAL).astimezone(UTC) for row in rows]  # noqa: DTZ007 - the zone is added at once
+    moments = [datetime.strptime(row["date"], form).replace(tzinfo=LOCAL).astimezone(UTC) for row in rows]
     return sorted((moment.timestamp(), float(row["temp"])) for moment, row in zip(moments, rows, strict=True))
 
 
