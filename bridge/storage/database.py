@@ -1,0 +1,217 @@
+"""One database: a pool that reads, one connection that writes, and one breaker in front of both."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, Self, TypeVar, final
+
+from sqlalchemy import text
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from bridge.breaker import Breaker
+from bridge.errors import CircuitOpenError, StartError, StorageUnavailableError
+from bridge.storage import engine
+from bridge.storage.faults import is_driver_error, is_retriable, wrap
+from bridge.storage.lock import FileLock, HeldError
+
+T = TypeVar("T")
+
+RETRY_FOR: Final = 5.0
+"""Seconds that `read` and `write` go on trying before the caller hears of it."""
+_TAKEOVER_FOR: Final = 3.0
+"""Seconds that a start waits for the lock: a PostgreSQL server needs a moment to see that a killed bridge is gone."""
+
+backoff: Final = wait_random_exponential(multiplier=0.05, max=2.0)
+"""Exponential with full jitter: up to 0.05 s, 0.1 s, 0.2 s ... 2 s."""
+
+
+def _worth_a_retry(error: BaseException) -> bool:
+    # An open breaker has just said that it is not worth it.
+    return isinstance(error, StorageUnavailableError) and not isinstance(error, CircuitOpenError)
+
+
+@final
+class Database:
+    """Made by `open`. `read` and `write` retry what may go away by itself, each attempt inside the breaker.
+
+    They raise StorageUnavailableError when the time is over, CircuitOpenError (one of those) at once while the
+    breaker is open, and StorageError for what the database refuses for good. Other exceptions of the function that
+    they are given pass through unchanged.
+    """
+
+    def __init__(
+        self, url: URL, readers: AsyncEngine, writer: AsyncEngine, pool_size: int, clock: Callable[[], float]
+    ) -> None:
+        self.dialect: Final = engine.dialect_of(url)
+        # Five seconds at most: to ask a database of one's own every five seconds costs nothing, and every second
+        # longer is a second in which devices wait for nothing.
+        self.breaker: Final = Breaker(
+            "database", counted=StorageUnavailableError, clock=clock, failures=5, open_for=1.0, max_open=5.0
+        )
+        self._url = url
+        self._readers = readers
+        self._writer = writer
+        self._lock: FileLock | None = None
+        # The pool's own queue has a time limit whose error looks like a sick database.
+        self._read_slots = asyncio.Semaphore(pool_size)
+        self._write_turn = asyncio.Lock()
+        self._connection: AsyncConnection | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        pool_size: int = 5,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        exclusive: bool = True,
+    ) -> Self:
+        """Connect, and unless `exclusive` is False become the only bridge on this database.
+
+        Raises StartError: the URL is wrong, the database cannot be reached, or another bridge holds it.
+        """
+        parsed = engine.parse(url)
+        database = cls(
+            parsed,
+            engine.reader_engine(parsed, pool_size),
+            engine.writer_engine(parsed, exclusive=exclusive),
+            pool_size,
+            clock,
+        )
+        try:
+            await database._start(exclusive)
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    async def _start(self, exclusive: bool) -> None:
+        path = engine.sqlite_path(self._url) if self.dialect == "sqlite" else None
+        if path is not None:
+            if not path.absolute().parent.is_dir():
+                raise StartError(f"database: the folder {path.absolute().parent} does not exist")
+            if exclusive:
+                self._lock = FileLock(path)
+                self._lock.acquire()
+        deadline = time.monotonic() + _TAKEOVER_FOR
+        while True:
+            try:
+                self._connection = await self._writer.connect()
+            except HeldError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
+            except Exception as error:
+                if not is_driver_error(error):
+                    raise
+                raise StartError(f"database {self._url.render_as_string()}: {wrap(error)}") from error
+            else:
+                return
+
+    async def close(self) -> None:
+        """Close all connections and let go of the lock."""
+        async with self._write_turn:
+            await self._forget_writer()
+        await self._readers.dispose()
+        await self._writer.dispose()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    async def ping(self) -> None:
+        """One attempt to ask the database something, for health checks. Raises StorageUnavailableError."""
+        await self.attempt(lambda: self._read_once(lambda connection: connection.execute(text("SELECT 1"))))
+
+    async def read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `fn`, which must only read, on a connection of the pool. `fn` may be called more than once."""
+        return await self._retrying(lambda: self._read_once(fn))
+
+    async def write(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `fn` in one transaction of the writing connection. `fn` may be called more than once, and when the
+        answer to a COMMIT is lost its effect may have taken place before the call that succeeds."""
+
+        async def once() -> T:
+            async with self.transaction() as connection:
+                return await fn(connection)
+
+        return await self._retrying(once)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction on the writing connection, without breaker or retry. Driver errors come unwrapped.
+
+        It is committed when the block ends. After an error nobody knows what state the connection is in, so it is
+        replaced, unless the error is the block's own and the rollback succeeds.
+        """
+        async with self._write_turn:
+            connection = self._connection
+            if connection is None:
+                connection = self._connection = await self._connect_writer()
+            try:
+                async with connection.begin():
+                    yield connection
+            except BaseException as error:
+                if not isinstance(error, Exception) or is_retriable(error) or connection.invalidated:
+                    await self._forget_writer()
+                raise
+
+    async def attempt(self, fn: Callable[[], Awaitable[T]]) -> T:
+        """Run `fn` once inside the breaker, with driver errors wrapped."""
+        with self.breaker.call():
+            try:
+                return await fn()
+            except Exception as error:
+                if not is_driver_error(error):
+                    raise
+                raise wrap(error) from error
+
+    async def _read_once(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with self._readers.connect() as connection:
+            try:
+                return await fn(connection)
+            except BaseException as error:
+                # After a timeout or a cancellation the answer to the old question may still come.
+                if not isinstance(error, Exception) or is_retriable(error):
+                    await connection.invalidate()
+                raise
+
+    async def _retrying(self, once: Callable[[], Awaitable[T]]) -> T:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_worth_a_retry),
+            wait=backoff,
+            stop=stop_after_delay(RETRY_FOR),
+            reraise=True,
+        )
+        return await retrying(self.attempt, once)
+
+    async def _connect_writer(self) -> AsyncConnection:
+        try:
+            return await self._writer.connect()
+        except HeldError as error:
+            # Our session is gone, and its lock is held by a session that the server still believes in, or by
+            # another bridge. Either way nothing may be written now.
+            raise StorageUnavailableError(str(error)) from error
+        except Exception as error:
+            # No row is to blame for a connection that cannot be made, whatever the reason.
+            raise StorageUnavailableError(str(wrap(error))) from error
+
+    async def _forget_writer(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            await connection.invalidate()
+            await connection.close()
+        except Exception as error:
+            if not is_driver_error(error):
+                raise

@@ -1,0 +1,114 @@
+"""The schema's migrations, by Alembic: from any earlier version of the bridge to this one, all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection, text
+
+import bridge
+from bridge.errors import StartError
+from bridge.storage import engine
+from bridge.storage.faults import is_driver_error, wrap
+from bridge.storage.lock import ADVISORY_KEY, FileLock
+
+T = TypeVar("T")
+
+_PACKAGE: Final = Path(bridge.__file__).parent
+
+
+def folder() -> Path:
+    """Where the migrations are: in an installed wheel inside the package, in a checkout beside it."""
+    for candidate in (_PACKAGE / "migrations", _PACKAGE.parent / "migrations"):
+        if (candidate / "env.py").is_file():
+            return candidate
+    raise StartError(f"the migrations are missing beside or in {_PACKAGE}: install the package again")
+
+
+def config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration, without a file."""
+    result = Config()
+    # Alembic reads its options with %-interpolation.
+    result.set_main_option("script_location", str(folder()).replace("%", "%%"))
+    result.attributes["connection"] = connection
+    return result
+
+
+async def head() -> str:
+    """The revision that this version of the bridge needs."""
+    revision = ScriptDirectory.from_config(config()).get_current_head()
+    if revision is None:
+        raise StartError(f"{folder()} holds no migrations: install the package again")
+    return revision
+
+
+async def current(url: str) -> str | None:
+    """The revision of the database, None for an empty one. Makes no file. Raises StartError."""
+    parsed = engine.parse(url)
+    if engine.dialect_of(parsed) == "sqlite":
+        path = engine.sqlite_path(parsed)
+        if path is not None and not path.exists():
+            return None
+    return await _run(url, _revision)
+
+
+async def upgrade(url: str) -> str:
+    """Bring the schema to `head` and return it. All migrations run in one transaction: one that fails leaves the
+    old schema.
+
+    Raises StartError: the database cannot be reached, belongs to a newer bridge, is in use by a running bridge (when
+    there is something to do), or a migration failed.
+    """
+    wanted = await head()
+    if await current(url) == wanted:
+        return wanted
+    parsed = engine.parse(url)
+    path = engine.sqlite_path(parsed) if engine.dialect_of(parsed) == "sqlite" else None
+    if path is None:
+        await _run(url, _upgrade)
+        return wanted
+    if not path.absolute().parent.is_dir():
+        raise StartError(f"database: the folder {path.absolute().parent} does not exist")
+    lock = FileLock(path)
+    lock.acquire()
+    try:
+        await _run(url, _upgrade)
+    finally:
+        lock.release()
+    return wanted
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        locked = connection.execute(text(f"SELECT pg_try_advisory_xact_lock({ADVISORY_KEY})")).scalar_one()
+        if not locked:
+            raise StartError("the database is in use by a running bridge: stop it before it is migrated")
+    command.upgrade(config(connection), "head")
+
+
+async def _run(url: str, fn: Callable[[Connection], T]) -> T:
+    sql_engine = engine.writer_engine(engine.parse(url), exclusive=False)
+    try:
+        async with sql_engine.begin() as connection:
+            return await connection.run_sync(fn)
+    except CommandError as error:
+        raise StartError(
+            f"the database's schema is not known to this version, it may be from a newer one: {error}"
+        ) from error
+    except Exception as error:
+        if not is_driver_error(error):
+            raise
+        raise StartError(f"database migration: {wrap(error)}") from error
+    finally:
+        await sql_engine.dispose()
