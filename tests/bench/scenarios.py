@@ -1,0 +1,271 @@
+"""The benchmarks: each starts its servers, loads them in turns, and returns rows of the table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.bench.servers import Acker, Bridge, Mosquitto, Server
+from tests.bench.table import Goal, Row
+
+DEVICES = 9000
+HANDED_ON_TIMEOUT = 10.0
+"""Seconds that a server gets after the last PUBACK to hand on what it has acknowledged."""
+
+
+class LoadError(Exception):
+    """The load generator failed."""
+
+
+class Load:
+    """One process of the load generator."""
+
+    def __init__(self, server: Server, mode: str, **options: float | bool) -> None:
+        command = [sys.executable, "-m", "tests.bench.load", mode, "--port", str(server.port)]
+        for name, value in options.items():
+            flag = "--" + name.replace("_", "-")
+            if value is True:
+                command.append(flag)
+            elif value is not False:
+                command += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+        self._what = f"{mode} against {server.name}"
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.began = time.perf_counter()
+
+    def wait_until_ready(self) -> Load:
+        """Return when the measurement begins."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line != "ready\n":
+            self._process.wait()
+            raise LoadError(f"{self._what}: ended with {self._process.returncode} before it was ready")
+        self.began = time.perf_counter()
+        return self
+
+    def result(self, timeout: float = 90.0) -> dict[str, Any]:
+        """Close its input, which ends a mode that has no end of its own, and wait for the result."""
+        try:
+            out, _ = self._process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise LoadError(f"{self._what}: no result after {timeout:g} s") from None
+        if self._process.returncode:
+            raise LoadError(f"{self._what}: ended with {self._process.returncode}")
+        result: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return result
+
+
+@dataclass
+class Bench:
+    """How long to measure, whom, and what was found wrong on the way."""
+
+    rounds: int = 3
+    seconds: float = 3.0
+    devices: int = DEVICES
+    peers: tuple[Callable[[], Server], ...] = (Bridge, Mosquitto)
+    problems: list[str] = field(default_factory=list)
+    acked: dict[int, int] = field(default_factory=dict)
+    """Acknowledged messages per server (by process id): to be compared with its books at the end."""
+
+    @contextmanager
+    def servers(self) -> Iterator[list[Server]]:
+        """Start all peers; at the end every acknowledged message must be in their books."""
+        with ExitStack() as stack:
+            running = [stack.enter_context(make()) for make in self.peers]
+            yield running
+            for server in running:
+                lost = server.missing(self.acked.get(server.pid, 0))
+                if lost > 0:
+                    self.problems.append(f"{server.name} acknowledged {lost} messages that it does not have")
+
+    def run(self, server: Server, mode: str, **options: float | bool) -> dict[str, Any]:
+        """Run one mode to its end."""
+        return self.count(server, Load(server, mode, **options).result())
+
+    def count(self, server: Server, result: dict[str, Any]) -> dict[str, Any]:
+        """Enter a result's acknowledged messages in the books."""
+        self.acked[server.pid] = self.acked.get(server.pid, 0) + int(result["acked"])
+        return result
+
+
+def _rate(bench: Bench, mode: str, name: str, goal: float, **options: float | bool) -> list[Row]:
+    handed = Row(f"{name}: committed, or handed to mosquitto_sub", "msg/s", Goal(goal, at_least=True, ratio=True))
+    acked = Row(f"{name}: acknowledged (Mosquitto is still holding part of it)", "msg/s")
+    with bench.servers() as servers:
+        for _ in range(bench.rounds):
+            for server in servers:
+                before = bench.acked.get(server.pid, 0)
+                load = Load(server, mode, seconds=bench.seconds, **options).wait_until_ready()
+                result = bench.count(server, load.result())
+                arrived = server.handed_on(bench.acked[server.pid], HANDED_ON_TIMEOUT)
+                took = time.perf_counter() - load.began
+                handed.side(server.name).append((arrived - before) / took)
+                acked.side(server.name).append(result["rate"])
+    return [handed, acked]
+
+
+def bursts(bench: Bench) -> list[Row]:
+    """50 connections in bursts of 100."""
+    return _rate(bench, "bursts", "50 connections, bursts of 100", 3.0, connections=50, burst=100)
+
+
+def single(bench: Bench) -> list[Row]:
+    """1,000 connections, one message at a time each."""
+    return _rate(bench, "closed", "1,000 connections, one at a time", 1.0, connections=1000)
+
+
+def connects(bench: Bench) -> list[Row]:
+    """Connect and subscribe all devices."""
+    row = Row(f"connect + subscribe, {bench.devices:,} devices", "1/s", Goal(0.8, at_least=True, ratio=True))
+    with bench.servers() as servers:
+        for _ in range(bench.rounds):
+            for server in servers:
+                result = bench.run(server, "connects", connections=bench.devices)
+                row.side(server.name).append(result["rate"])
+    return [row]
+
+
+def memory(bench: Bench) -> list[Row]:
+    """Memory per device: fresh servers, because freed memory would hide what a device costs."""
+    row = Row(f"memory per connected, subscribed, awake device ({bench.devices:,})", "KiB", Goal(8.0))
+    with bench.servers() as servers:
+        for server in servers:
+            result = bench.run(server, "memory", connections=bench.devices, pid=server.pid)
+            row.side(server.name).append(result["bytes_per_device"] / 1024)
+    return [row]
+
+
+def cpu(bench: Bench) -> list[Row]:
+    """CPU per message with few and with many subscribed devices, always 100 messages under way."""
+    few = Row("CPU per message, 100 subscribed devices", "µs")
+    many = Row(f"CPU per message, {bench.devices:,} subscribed devices", "µs")
+    growth = Row(f"CPU per message, {bench.devices:,} devices against 100", "x", Goal(1.1))
+    with bench.servers() as servers:
+        for _ in range(bench.rounds):
+            for server in servers:
+                used = []
+                for row, devices in ((few, 100), (many, bench.devices)):
+                    result = bench.run(
+                        server, "closed", connections=devices, outstanding=100, listen=True, pid=server.pid,
+                        seconds=bench.seconds,
+                    )  # fmt: skip
+                    server.handed_on(bench.acked[server.pid], HANDED_ON_TIMEOUT)  # not into the next measurement
+                    used.append(result["cpu_us_per_message"])
+                    row.side(server.name).append(used[-1])
+                growth.side(server.name).append(used[1] / used[0])
+    return [few, many, growth]
+
+
+def noisy(bench: Bench) -> list[Row]:
+    """1,000 devices once a second, without and with one that sends as fast as it can."""
+    quiet50 = Row("publish to PUBACK, 1,000 devices once a second: p50", "ms")
+    quiet = Row("the same: p99", "ms")
+    beside = Row("the same beside one device at full speed: p99", "ms")
+    growth = Row("p99 beside the noisy device against p99 without", "x", Goal(2.0))
+    speed = Row("the noisy device itself", "msg/s")
+    with bench.servers() as servers:
+        for _ in range(bench.rounds):
+            for server in servers:
+                alone = bench.run(server, "paced", connections=1000, seconds=bench.seconds)["latency"]
+                load = Load(server, "noisy", until_eof=True).wait_until_ready()
+                both = bench.run(server, "paced", connections=1000, seconds=bench.seconds)["latency"]
+                speed.side(server.name).append(bench.count(server, load.result())["rate"])
+                server.handed_on(bench.acked[server.pid], HANDED_ON_TIMEOUT)
+                quiet50.side(server.name).append(alone["p50"])
+                quiet.side(server.name).append(alone["p99"])
+                beside.side(server.name).append(both["p99"])
+                growth.side(server.name).append(both["p99"] / alone["p99"])
+    return [quiet50, quiet, beside, growth, speed]
+
+
+def commands(bench: Bench) -> list[Row]:
+    """The operator's round trip while ingest runs at half of what the same server has just reached."""
+    rows = {name: Row(f"command and its answer during half-maximum ingest: {name}", "ms") for name in ("p50", "p99")}
+    rows["p99"].goal = Goal(50.0)
+    rows["p99"].note = "the peer's operator speaks to the device directly; nothing is stored"
+    with bench.servers() as servers:
+        for server in servers:
+            most = bench.run(server, "bursts", seconds=bench.seconds)["rate"]
+            server.handed_on(bench.acked[server.pid], HANDED_ON_TIMEOUT)
+            for _ in range(max(1, bench.rounds - 1)):
+                ingest = Load(server, "bursts", rate=most / 2, until_eof=True).wait_until_ready()
+                result = bench.run(
+                    server, "commands", connections=100, rate=50, seconds=2 * bench.seconds,
+                    direct=server.name != "bridge",
+                )  # fmt: skip
+                bench.count(server, ingest.result())
+                for name, row in rows.items():
+                    row.side(server.name).append(result["latency"].get(name, float("inf")))
+                for what in ("failed", "lost"):
+                    if result[what]:
+                        bench.problems.append(f"{server.name}: {result[what]} of {result['commands']} commands {what}")
+    return list(rows.values())
+
+
+def storm(bench: Bench) -> list[Row]:
+    """All devices vanish and come back at once."""
+    took = Row(f"{bench.devices:,} devices drop and come back at once: all served after", "s", Goal(10.0))
+    lag = Row("a bystander's PINGREQ to PINGRESP meanwhile: p99", "ms", Goal(250.0))
+    with bench.servers() as servers:
+        for server in servers:
+            load = Load(server, "storm", connections=bench.devices, seconds=30.0).wait_until_ready()
+            bystander = Load(server, "probe")
+            result = bench.count(server, load.result())
+            lag.side(server.name).append(bystander.result()["latency"].get("p99", float("inf")))
+            took.side(server.name).append(result["seconds"])
+            if result["served"] < bench.devices:
+                bench.problems.append(f"{server.name} served {result['served']} devices again after 30 s")
+    return [took, lag]
+
+
+def ceiling(bench: Bench) -> list[Row]:
+    """What the generator itself can reach, against a server that only acknowledges."""
+    rows = []
+    with Acker() as server:
+        for mode, name, options in (
+            ("bursts", "generator's ceiling, bursts", {"connections": 50}),
+            ("closed", "generator's ceiling, 1,000 connections one at a time", {"connections": 1000}),
+            ("connects", "generator's ceiling, connect + subscribe", {"connections": bench.devices}),
+        ):
+            rates = [
+                float(Load(server, mode, seconds=bench.seconds, **options).result()["rate"])
+                for _ in range(bench.rounds)
+            ]
+            rows.append(Row(name, "1/s", peer=rates, peer_name="acker"))
+    return rows
+
+
+def module(name: str) -> Callable[[Bench], list[Row]]:
+    """A benchmark of a part, in a process of its own, which prints its rows as a JSON list of `Row` fields."""
+
+    def run(bench: Bench) -> list[Row]:
+        command = [sys.executable, "-m", f"tests.bench.{name}", "--seconds", f"{bench.seconds:g}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
+        if done.returncode:
+            raise LoadError(f"{name}: ended with {done.returncode}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        return [Row(**{**row, "goal": Goal(**row["goal"]) if row.get("goal") else None}) for row in found]
+
+    return run
+
+
+SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
+    "ceiling": ceiling,
+    "bursts": bursts,
+    "single": single,
+    "connects": connects,
+    "memory": memory,
+    "cpu": cpu,
+    "noisy": noisy,
+    "commands": commands,
+    "storm": storm,
+    "writer": module("writer"),
+    "agents": module("agents"),
+}

@@ -1,0 +1,231 @@
+"""The servers that are compared, each a real process on loopback with a port of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Protocol, Self
+
+from tests.bench import wire
+from tests.bench.clients import HOST
+
+START_TIMEOUT = 30.0
+"""Seconds for a server to accept connections."""
+STOP_TIMEOUT = 20.0
+
+
+class ServerError(Exception):
+    """A server could not be started, or ended by itself."""
+
+
+def free_port() -> int:
+    """A port that nothing listens on at this moment."""
+    with socket.create_server((HOST, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def program(name: str) -> str:
+    """The path of an installed program; Debian keeps servers in /usr/sbin, which is not in everybody's PATH."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise ServerError(f"{name} is not installed")
+    return found
+
+
+class Server(Protocol):
+    """What a benchmark may ask of a server under test; a context manager that starts and ends it."""
+
+    name: str
+    port: int
+    pid: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def handed_on(self, acked: int, timeout: float) -> int:
+        """How many of `acked` messages have reached their end (a commit, the subscriber), waiting for the rest."""
+        ...
+
+    def missing(self, acked: int) -> int:
+        """How many of all `acked` messages the server has lost; ends the server to look."""
+        ...
+
+
+class _Process:
+    """A child process with its output in a file, ended by its own id."""
+
+    def __init__(self, command: list[str], log: IO[bytes], env: dict[str, str] | None = None) -> None:
+        self.command = command
+        self.log = log
+        self._popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        self.pid = self._popen.pid
+
+    def wait_for_port(self, port: int) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            if self._popen.poll() is not None:
+                raise ServerError(f"{self.command[0]} ended with {self._popen.returncode}:\n{self.tail()}")
+            try:
+                socket.create_connection((HOST, port), 1.0).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        raise ServerError(f"{self.command[0]} does not accept connections on port {port}:\n{self.tail()}")
+
+    def tail(self) -> str:
+        self.log.flush()
+        return Path(self.log.name).read_text(errors="replace")[-2000:]
+
+    def end(self, sign: signal.Signals = signal.SIGTERM) -> int:
+        if self._popen.poll() is None:
+            self._popen.send_signal(sign)
+            try:
+                self._popen.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+                self._popen.wait()
+        return self._popen.returncode
+
+
+class Mosquitto:
+    """Mosquitto with one `mosquitto_sub` on everything that devices send, which stores nothing.
+
+    Queues are unlimited: with its default of 1,000 messages Mosquitto acknowledges what it then drops, and would be
+    paid for work that it does not do. `MAX_INFLIGHT` was the fastest end to end of 20 (its default), 100, 1,000 and
+    no limit.
+    """
+
+    name = "mosquitto"
+    MAX_INFLIGHT = 100
+
+    def __init__(self, extra: str = "") -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="bench-mosquitto-"))
+        self._folder.chmod(0o755)  # Mosquitto gives up root before it has read everything
+        self._extra = extra
+        self.port = free_port()
+
+    def __enter__(self) -> Self:
+        config = self._folder / "mosquitto.conf"
+        config.write_text(
+            f"listener {self.port} {HOST}\nallow_anonymous true\npersistence false\nmax_connections -1\n"
+            f"max_queued_messages 0\nmax_inflight_messages {self.MAX_INFLIGHT}\nlog_dest none\n{self._extra}"
+        )
+        self._log = (self._folder / "log").open("wb")
+        self._server = _Process([program("mosquitto"), "-c", str(config)], self._log)
+        self.pid = self._server.pid
+        self._server.wait_for_port(self.port)
+        command = f"exec {program('mosquitto_sub')} -h {HOST} -p {self.port} -t 'devices/#' -q 1 > /dev/null"
+        self._subscriber = _Process(["/bin/sh", "-c", command], self._log)
+        time.sleep(0.3)  # Mosquitto has no way to ask whether somebody has subscribed
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._subscriber.end(signal.SIGKILL)  # its handler of SIGTERM may wait for its own lock for ever
+        self._server.end()
+        self._log.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def delivered(self) -> int:
+        """Messages that `mosquitto_sub` has written, less at most one output buffer (4 KiB) of them."""
+        written = Path(f"/proc/{self._subscriber.pid}/io").read_text().split("wchar: ")[1].split()[0]
+        return int(written) // (wire.PAYLOAD_BYTES + 1)
+
+    def handed_on(self, acked: int, timeout: float) -> int:
+        buffered = 4096 // (wire.PAYLOAD_BYTES + 1) + 1
+        deadline = time.monotonic() + timeout
+        while (delivered := self.delivered()) < acked - buffered and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return acked if delivered >= acked - buffered else delivered
+
+    def missing(self, acked: int) -> int:
+        return 0  # it stores nothing, so it can keep no books
+
+
+class Bridge:
+    """The bridge as a user starts it: SQLite with full sync in a fresh data directory, every part switched on."""
+
+    name = "bridge"
+
+    def __init__(self, env: dict[str, str] | None = None) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="bench-bridge-"))
+        self._env = env or {}
+        self.port = free_port()
+        self.http_port = free_port()
+
+    def __enter__(self) -> Self:
+        env = {
+            **os.environ,
+            "BRIDGE_MQTT__PORT": str(self.port),
+            "BRIDGE_HTTP__PORT": str(self.http_port),
+            "BRIDGE_DATA_DIR": str(self._folder),
+            **self._env,
+        }
+        self._log = (self._folder / "log").open("wb")
+        self._server = _Process([sys.executable, "-m", "bridge", "serve"], self._log, env)
+        self.pid = self._server.pid
+        self._server.wait_for_port(self.port)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.end()
+        if error is not None:
+            print(self._server.tail(), file=sys.stderr)
+        self._log.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def handed_on(self, acked: int, timeout: float) -> int:
+        return acked  # PUBACK means committed; `missing` checks that
+
+    def missing(self, acked: int) -> int:
+        code = self._server.end()
+        if code:
+            raise ServerError(f"the bridge ended with {code}:\n{self._server.tail()}")
+        with contextlib.closing(sqlite3.connect(self._folder / "bridge.db")) as database:
+            (stored,) = database.execute("SELECT count(*) FROM telemetry").fetchone()
+        return acked - int(stored)
+
+
+class Acker:
+    """The server that only acknowledges; see tests/bench/acker.py."""
+
+    name = "acker"
+
+    def __init__(self) -> None:
+        self.port = free_port()
+
+    def __enter__(self) -> Self:
+        self._log = tempfile.NamedTemporaryFile("wb", prefix="bench-acker-")
+        self._server = _Process([sys.executable, "-m", "tests.bench.acker", str(self.port)], self._log)
+        self.pid = self._server.pid
+        self._server.wait_for_port(self.port)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.end()
+        self._log.close()
+
+    def handed_on(self, acked: int, timeout: float) -> int:
+        return acked
+
+    def missing(self, acked: int) -> int:
+        return 0
