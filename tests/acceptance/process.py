@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.waiting import until
 
+ROOT = Path(__file__).parents[2]
 PYTHON_M_BRIDGE = (sys.executable, "-m", "bridge")
 STOP_WITHIN = 10.0
 """Seconds that SIGTERM may take: a promise of `serve`."""
@@ -48,6 +49,7 @@ class BridgeProcess:
     ) -> None:
         """`settings` are BRIDGE_… variables; `command` starts `mqtt-bridge`."""
         self.folder = folder
+        self.working_directory = folder
         self.data = folder / "data"
         self.log = folder / "output.log"
         self.mqtt_port = free_port()
@@ -65,6 +67,9 @@ class BridgeProcess:
             "PYTHONUNBUFFERED": "1",
             **(settings or {}),
         }
+        if self.command == list(PYTHON_M_BRIDGE):
+            # The bridge beside these tests, wherever an editable install may point to.
+            self.environment["PYTHONPATH"] = str(ROOT)
 
     @property
     def running(self) -> bool:
@@ -77,7 +82,7 @@ class BridgeProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, "serve", *arguments],
-                cwd=self.folder,
+                cwd=self.working_directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -121,13 +126,13 @@ class BridgeProcess:
         """Everything the process has written to the terminal so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def run(self, *arguments: str, timeout: float = 30.0, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Run another command of `mqtt-bridge` against this bridge."""
+    def run(self, *arguments: str, typed: str = "", timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+        """Run another command of `mqtt-bridge` against this bridge; `typed` is its standard input."""
         return subprocess.run(
             [*self.command, *arguments],
-            cwd=self.folder,
-            env=self.environment | settings,
-            stdin=subprocess.DEVNULL,
+            cwd=self.working_directory,
+            env=self.environment,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=timeout,
