@@ -16,7 +16,8 @@ from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
 from bridge.broker.broker import BrokerConfig, EmbeddedBroker
 from bridge.errors import BridgeError, StartError
-from bridge.http.api import Context, build
+from bridge.http.api import build
+from bridge.http.context import Context
 from bridge.http.server import HttpServer
 from bridge.metrics import Metrics
 from bridge.pulse import Pulse
@@ -73,7 +74,7 @@ class Bridge:
         self._undo = contextlib.AsyncExitStack()
 
     async def start(self, *, migrate: bool) -> None:
-        """Start every part, the database first and the doors last. On failure everything that was started is stopped."""
+        """Start every part, the database first and the doors last. On failure what was started is stopped."""
         async with contextlib.AsyncExitStack() as undo:
             await self._start(undo, migrate)
             self._undo = undo.pop_all()
@@ -128,7 +129,11 @@ class Bridge:
         )
         self.router = Router(self.services)
         self.broker = EmbeddedBroker(
-            _broker_config(settings), topics, self.ledger, self.router, SessionStore(self.database, self.writer)
+            _broker_config(settings),
+            topics,
+            self.ledger,
+            self.router,
+            SessionStore(self.database, self.writer),
         )
         self.services.publish = self.broker.publish
         undo.push_async_callback(self.broker.stop, grace)
@@ -137,7 +142,11 @@ class Bridge:
         undo.push_async_callback(self.router.stop, grace)
 
         self.http = HttpServer(build(self._http_context()), http_socket)
-        self.parts = [self.writer.task, self.http.start(), asyncio.create_task(self.pulse.run(), name="pulse")]
+        self.parts = [
+            self.writer.task,
+            self.http.start(),
+            asyncio.create_task(self.pulse.run(), name="pulse"),
+        ]
         undo.callback(self.parts[-1].cancel)
         undo.push_async_callback(self.http.stop)
         self._register_metrics()
@@ -162,7 +171,11 @@ class Bridge:
             ledger=self.ledger,
             metrics=self.metrics,
             summary=self.summary,
-            checks={"database": self._check_database, "broker": self._check_broker, "migrations": self._check_schema},
+            checks={
+                "database": self._check_database,
+                "broker": self._check_broker,
+                "migrations": self._check_schema,
+            },
             token=token.get_secret_value() if token is not None else None,
         )
 
@@ -186,12 +199,11 @@ class Bridge:
     def summary(self) -> dict[str, Any]:
         """The bridge at a glance, as the API and the terminal show it."""
         census = self.services.census
-        devices = {status.value: count for status, count in census.devices.items()}
         return {
-            "devices": {"known": sum(devices.values()), **devices},
+            "devices": {"known": census.devices.total(), **census.devices},
             "messages_per_second": round(self.pulse.received_per_second, 1),
             "committed_per_second": round(self.pulse.committed_per_second, 1),
-            "commands": {status.value: count for status, count in census.commands.items()},
+            "commands": dict(census.commands),
             "agents": self.router.activity(),
             "ledger": self.ledger.as_dict(),
             "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
@@ -199,9 +211,15 @@ class Bridge:
 
     def _register_metrics(self) -> None:
         metrics, ledger, census, writer = self.metrics, self.ledger, self.services.census, self.writer
-        metrics.counter("bridge_messages_received", "Messages received on the bridge's topics.", lambda: ledger.received)
+        metrics.counter(
+            "bridge_messages_received", "Messages received on the bridge's topics.", lambda: ledger.received
+        )
         metrics.counter("bridge_messages_committed", "Messages whose effect is durable.", lambda: ledger.committed)
-        metrics.counter("bridge_messages_deduplicated", "Messages that had been committed before.", lambda: ledger.deduplicated)
+        metrics.counter(
+            "bridge_messages_deduplicated",
+            "Messages that had been committed before.",
+            lambda: ledger.deduplicated,
+        )
         metrics.counter("bridge_messages_dead_lettered", "Messages kept as dead letters.", lambda: ledger.dead_lettered)
         metrics.counters("bridge_messages_dropped", "Messages dropped.", "reason", lambda: ledger.dropped)
         metrics.gauge("bridge_messages_in_flight", "Messages received and not settled yet.", lambda: ledger.in_flight)
@@ -223,8 +241,15 @@ class Bridge:
         metrics.gauge("bridge_sessions", "MQTT sessions, connected or kept.", lambda: self.broker.stats.sessions)
         metrics.gauge("bridge_subscriptions", "MQTT subscriptions.", lambda: self.broker.stats.subscriptions)
         metrics.gauge("bridge_retained", "Retained messages.", lambda: self.broker.stats.retained)
-        metrics.counters("bridge_connections_closed", "Closed MQTT connections.", "cause", lambda: self.broker.stats.closed)
-        metrics.counters("bridge_deliveries_dropped", "Deliveries to subscribers dropped.", "reason", lambda: self.broker.stats.dropped)
+        metrics.counters(
+            "bridge_connections_closed", "Closed MQTT connections.", "cause", lambda: self.broker.stats.closed
+        )
+        metrics.counters(
+            "bridge_deliveries_dropped",
+            "Deliveries to subscribers dropped.",
+            "reason",
+            lambda: self.broker.stats.dropped,
+        )
 
 
 def _rules(settings: Settings) -> Rules:

@@ -73,7 +73,7 @@ class Intake(Protocol):
         """Take a message for a device. Its receipt will be settled later, from the same event loop."""
 
     def refuse(self, topic: str, payload: bytes, reason: str, text: str, receipt: Receipt) -> None:
-        """Keep a message that no agent can take as a dead letter: `reason` is a fixed word, `text` says what exactly."""
+        """Keep a message that no agent can take as a dead letter: `reason` is a word, `text` says what exactly."""
 
     def attached(self, device_id: str, link: Link, *, listening: bool) -> None:
         """`link` speaks for the device: it has published as the device (`listening` False) or has subscribed, without

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import socket
 from pathlib import Path
 
@@ -39,7 +38,9 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             holder = holder_of(port)
             by = f" by {holder}" if holder else ""
-            raise StartError(f"port {port} on {host} is taken{by}: stop that, or choose another port with {setting}") from error
+            raise StartError(
+                f"port {port} on {host} is taken{by}: stop that, or choose another port with {setting}"
+            ) from error
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; see {setting}") from error
     listener.setblocking(False)
     return listener
@@ -54,7 +55,7 @@ def holder_of(port: int) -> str | None:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             for descriptor in (process / "fd").iterdir():
-                if os.readlink(descriptor) in inodes:
+                if str(descriptor.readlink()) in inodes:
                     return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
         except OSError:
             continue  # another user's process, or one that has just ended

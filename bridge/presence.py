@@ -60,8 +60,10 @@ class Presence:
         return self._become(status, cause, at)
 
     def ping_due(self, now: float, ping_interval: float) -> bool:
-        """Whether to ping now: silent for `ping_interval`, and as long since the last ping."""
-        return now - max(self.heard_at, self.pinged_at) >= ping_interval
+        """Whether to ping now: silent for `ping_interval`, and as long since the last ping. A clock that was set back
+        cannot tell, so it asks."""
+        silent_for = now - max(self.heard_at, self.pinged_at)
+        return silent_for >= ping_interval or silent_for < 0
 
     def pinged(self, at: float, ping_misses: int) -> Transition | None:
         """A ping is sent. The earlier ones that brought no answer count: at `ping_misses` the device is silent."""

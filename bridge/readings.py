@@ -80,10 +80,7 @@ def _batch(payload: bytes, received_at: float) -> list[Reading]:
 
 
 def _time(ts: float | str, received_at: float) -> float:
-    if isinstance(ts, str):
-        seconds = _rfc3339(ts)
-    else:
-        seconds = float(ts)
+    seconds = _rfc3339(ts) if isinstance(ts, str) else float(ts)
     if not EARLIEST <= seconds <= received_at + LATEST_AHEAD:
         hint = " (milliseconds? send seconds)" if EARLIEST <= seconds / 1000 <= received_at + LATEST_AHEAD else ""
         raise RefusedError("bad_time", f"ts {ts!r} is before 1980 or more than a day ahead{hint}")

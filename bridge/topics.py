@@ -88,7 +88,11 @@ class Topics:
     def device_may_publish(self, device_id: str) -> list[str]:
         """The filters that hold what a device may publish, under its own id."""
         base = self._prefix + device_id
-        return [f"{base}/telemetry/#", f"{base}/event/+", *(f"{base}/{k.value}" for k in (Kind.RESPONSE, Kind.PONG, Kind.REPORTED))]
+        return [
+            f"{base}/telemetry/#",
+            f"{base}/event/+",
+            *(f"{base}/{k.value}" for k in (Kind.RESPONSE, Kind.PONG, Kind.REPORTED)),
+        ]
 
     def device_may_subscribe(self, device_id: str) -> list[str]:
         """The filters that hold what a device may subscribe to: what is meant for it, or for all, under its own id."""

@@ -1,4 +1,4 @@
-"""The agent that a programmer subclasses: what a device *means*, as opposed to what the bridge does for every device."""
+"""The agent that a programmer subclasses: what a device means, as opposed to what is done for every device."""
 
 from __future__ import annotations
 

@@ -50,7 +50,12 @@ class CommandBook:
     # ------------------------------------------------------------------ from the operator
 
     def accept(
-        self, command: Command, *, cause: str, receipt: Receipt | None = None, done: asyncio.Future[Accepted] | None = None
+        self,
+        command: Command,
+        *,
+        cause: str,
+        receipt: Receipt | None = None,
+        done: asyncio.Future[Accepted] | None = None,
     ) -> None:
         """Store a new command, then answer: the receipt is settled and `done` resolved after the commit, with the
         stored command and whether it is new. The same idempotency key gives the same command.
@@ -159,7 +164,13 @@ class CommandBook:
                 address = message.address
                 text = f"{device_id} was sent no command with id {response.id[:64]!r}"
                 services.refuse(
-                    address.topic, message.payload, "unknown_command", text, message.receipt, device_id=device_id, kind=address.kind
+                    address.topic,
+                    message.payload,
+                    "unknown_command",
+                    text,
+                    message.receipt,
+                    device_id=device_id,
+                    kind=address.kind,
                 )
 
         def failed(_error: BaseException) -> None:
@@ -172,7 +183,10 @@ class CommandBook:
     @property
     def next_deadline(self) -> float:
         """The earliest deadline of an unfinished command; infinity if there is none."""
-        return min((command.expires_at for command in self.open.values() if not command.status.final), default=float("inf"))
+        return min(
+            (command.expires_at for command in self.open.values() if not command.status.final),
+            default=float("inf"),
+        )
 
     def expire(self, now: float) -> None:
         """End what is past its deadline."""
@@ -224,7 +238,12 @@ class CommandBook:
                 then()
 
         def failed(problem: BaseException) -> None:
-            log.error("command status could not be stored", command=command.command_id, status=status.value, problem=str(problem))
+            log.error(
+                "command status could not be stored",
+                command=command.command_id,
+                status=status.value,
+                problem=str(problem),
+            )
 
         self._then(self._services.writer.submit(update, receipt), updated, failed)
 
@@ -244,7 +263,7 @@ class CommandBook:
             body["result"] = command.result
         elif status is CommandStatus.FAILED:
             body["error"] = command.error
-        self._services.census.commands[status] += 1
+        self._services.census.commands[status.value] += 1
         self._services.publish_json(self._device.id, "command/status", body, qos=1)
         self._services.command_changed(command.command_id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final, final
 
 import structlog
@@ -40,8 +41,8 @@ class Cell:
     """
 
     __slots__ = (
-        "_control", "_data", "_device", "_failures", "_forget", "_next_tick", "_services", "_task", "_used_at", "_waker",
-        "device_id",
+        "_control", "_data", "_device", "_failures", "_forget", "_next_tick", "_services", "_task", "_timer",
+        "_used_at", "_waker", "device_id",
     )  # fmt: skip
 
     def __init__(self, device_id: str, services: Services, forget: Callable[[Cell], None]) -> None:
@@ -58,6 +59,7 @@ class Cell:
         self._waker: asyncio.Future[None] | None = None
         self._used_at = services.clock()
         self._next_tick = 0.0
+        self._timer = 0
         self._tick_at(self._used_at + services.rules.sleep_after)
 
     # ------------------------------------------------------------------ from outside
@@ -127,8 +129,7 @@ class Cell:
             self._waker.cancel()
 
     async def _run(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+        task = self._task
         try:
             while True:
                 if self._control or self._data:
@@ -142,7 +143,7 @@ class Cell:
                 try:
                     await waker
                 except asyncio.CancelledError:
-                    if task.cancelling():
+                    if task is None or task.cancelling():
                         raise
                     break  # `_sleep` has cancelled the future that was waited for, not the task
         except asyncio.CancelledError:
@@ -175,7 +176,11 @@ class Cell:
         self._used_at = messages[-1].received_at if messages else self._used_at
         if self._failures is not None and self._failures.reached(self._services.clock()):
             for message in messages:
-                self._refuse(message, "agent_failed", "the agent failed too often and rests until its restart window is over")
+                self._refuse(
+                    message,
+                    "agent_failed",
+                    "the agent failed too often and rests until its restart window is over",
+                )
             return
         for message in messages:
             try:
@@ -190,7 +195,13 @@ class Cell:
     def _refuse(self, message: Message, reason: str, text: str) -> None:
         address = message.address
         self._services.refuse(
-            address.topic, message.payload, reason, text, message.receipt, device_id=address.device_id, kind=address.kind
+            address.topic,
+            message.payload,
+            reason,
+            text,
+            message.receipt,
+            device_id=address.device_id,
+            kind=address.kind,
         )
 
     def _failed(self, device: Device, error: Exception) -> None:
@@ -224,24 +235,27 @@ class Cell:
 
     def _tick_at(self, when: float) -> None:
         self._next_tick = when
-        self._services.wheel.call_at(when, self._tick)
+        self._timer += 1
+        self._services.wheel.call_after(when - self._services.clock(), partial(self._tick, self._timer))
 
-    def _tick(self) -> None:
+    def _tick(self, timer: int) -> None:
+        if timer != self._timer:
+            return  # an earlier one has taken its place
         now = self._services.clock()
-        if now < self._next_tick:
-            return  # a timer that an earlier one has replaced, and that was set again for later
         rules = self._services.rules
         device = self._device
         next_tick = now + rules.sleep_after
         if device is not None and self.idle:
             due = device.next_check()
+            idle_for = now - self._used_at
             if due <= now:
                 self.tell(Device.tick)
-            elif now - self._used_at >= rules.evict_after and device.forgettable:
+                due = now + 1.0
+            elif idle_for >= rules.evict_after and device.forgettable:
                 self._evict(device)
-            elif now - self._used_at >= rules.sleep_after:
+            elif idle_for >= rules.sleep_after:
                 self._sleep()
-            next_tick = min(next_tick, max(due, now + 0.25)) if due > now else now + 1.0
+            next_tick = min(next_tick, due)
         self._tick_at(next_tick)
 
     def _evict(self, device: Device) -> None:
@@ -251,7 +265,7 @@ class Cell:
             if barrier.cancelled() or barrier.exception() is not None:
                 return  # the writer stops, and so do we
             if self.idle and self._used_at == used_at and device.forgettable:
-                self._next_tick = float("inf")
+                self._timer = 0  # the timer that is set finds itself replaced
                 self._forget(self)
 
         # What was handed to the writer must be stored before the next message may read it back.

@@ -78,7 +78,7 @@ class Device:
             self.messages = 0
             self.presence = Presence(heard_at=now)
             self._changed = True
-            services.census.devices[Status.UNKNOWN] += 1
+            services.census.devices[Status.UNKNOWN.value] += 1
         else:
             self.profile = snapshot.profile
             self.first_seen = snapshot.first_seen
@@ -205,8 +205,8 @@ class Device:
         services = self._services
         census = services.census
         census.transitions += 1
-        census.devices[status] += 1
-        census.devices[self._counted_as] -= 1
+        census.devices[status.value] += 1
+        census.devices[self._counted_as.value] -= 1
         self._counted_as = status
         services.writer.add_presence(self.id, epoch, status.value, cause, at)
         body = {"status": status.value, "cause": cause, "epoch": epoch, "at": at}

@@ -24,8 +24,8 @@ from bridge.storage import devices as stored_devices
 
 log = structlog.get_logger(__name__)
 
-EVICT_AT_ONCE: Final = 100
-"""Cells that are stopped together at shutdown."""
+STOPPED_TOGETHER: Final = 100
+"""Cells that are stopped at the same time at shutdown."""
 
 
 @final
@@ -115,15 +115,15 @@ class Router:
             self.cell(command.device_id).tell(_restorer(command))
 
     async def stop(self, timeout: float) -> None:
-        """Handle what is in the mailboxes and hand every changed state to the writer. After `timeout` seconds the rest is
-        left unacknowledged."""
+        """Handle what is in the mailboxes and hand every changed state to the writer. After `timeout` seconds the
+        rest is left unacknowledged."""
         services = self._services
         services.wheel.stop()
         cells = list(self._cells.values())
         try:
             async with asyncio.timeout(timeout):
-                for start in range(0, len(cells), EVICT_AT_ONCE):
-                    await asyncio.gather(*(cell.stop() for cell in cells[start : start + EVICT_AT_ONCE]))
+                for start in range(0, len(cells), STOPPED_TOGETHER):
+                    await asyncio.gather(*(cell.stop() for cell in cells[start : start + STOPPED_TOGETHER]))
         except TimeoutError:
             left = [cell for cell in cells if not cell.idle]
             log.warning("agents were not done in time; their messages are not acknowledged", agents=len(left))
@@ -143,7 +143,7 @@ class Router:
             return forgotten, await stored_devices.count_by_status(connection)
 
         forgotten, counts = await services.writer.submit(recover)
-        services.census.devices = Counter({Status(status): count for status, count in counts.items()})
+        services.census.devices = Counter(counts)
         for device_id, epoch in forgotten:
             body = {"status": Status.UNKNOWN.value, "cause": "restart", "epoch": epoch, "at": now}
             services.publish_json(device_id, "presence", body, qos=1, retain=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -14,10 +15,8 @@ import structlog
 from bridge.agents.agent import Agent
 from bridge.agents.limits import Limit
 from bridge.agents.timers import TimerWheel
-from bridge.commands import CommandStatus
 from bridge.messages import Kind, Publish
-from bridge.presence import Status
-from bridge.receipts import Outcome, Receipt
+from bridge.receipts import Receipt
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.devices import DeviceLoader
 from bridge.storage.writer import Writer
@@ -56,8 +55,8 @@ class Census:
     __slots__ = ("commands", "devices", "refused", "restarts", "transitions")
 
     def __init__(self) -> None:
-        self.devices: Counter[Status] = Counter()
-        self.commands: Counter[CommandStatus] = Counter()
+        self.devices: Counter[str] = Counter()
+        self.commands: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.restarts = 0
         self.transitions = 0
@@ -67,7 +66,19 @@ class Census:
 class Services:
     """Shared by all devices of one bridge."""
 
-    __slots__ = ("_refusals_logged", "census", "clock", "loader", "loop", "publish", "rules", "topics", "waiters", "wheel", "writer")
+    __slots__ = (
+        "_refusals_logged",
+        "_waiters",
+        "census",
+        "clock",
+        "loader",
+        "loop",
+        "publish",
+        "rules",
+        "topics",
+        "wheel",
+        "writer",
+    )
 
     def __init__(
         self,
@@ -84,10 +95,10 @@ class Services:
         self.rules = rules
         self.clock = clock
         self.loop = asyncio.get_running_loop()
-        self.wheel = TimerWheel(clock)
+        self.wheel = TimerWheel(self.loop.time)
         self.census = Census()
         self.publish: Publish
-        self.waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         """By command id: who waits for its next status."""
         self._refusals_logged = Limit(REFUSALS_LOGGED, 1.0)
 
@@ -125,25 +136,22 @@ class Services:
             body = {"reason": reason, "error": text[:500], "topic": topic}
             self.publish_json(device_id, "error", body)
 
-    def drop(self, receipt: Receipt, reason: str) -> None:
-        """Settle a QoS 0 message that there was no room for."""
-        receipt.settle(Outcome.DROPPED, reason)
-
     def command_changed(self, command_id: str) -> None:
         """Wake those who wait for news of a command."""
-        for waiter in self.waiters.pop(command_id, ()):
+        for waiter in self._waiters.pop(command_id, ()):
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def command_news(self, command_id: str, timeout: float) -> None:
-        """Return when the command's status changes, or after `timeout` seconds."""
+    @contextmanager
+    def news_of(self, command_id: str) -> Iterator[asyncio.Future[None]]:
+        """A future that is done when the command's status has changed."""
         waiter = self.loop.create_future()
-        self.waiters.setdefault(command_id, []).append(waiter)
+        self._waiters.setdefault(command_id, []).append(waiter)
         try:
-            await asyncio.wait([waiter], timeout=timeout)
+            yield waiter
         finally:
-            waiting = self.waiters.get(command_id)
-            if waiting is not None and waiter in waiting:
+            waiting = self._waiters.get(command_id, [])
+            if waiter in waiting:
                 waiting.remove(waiter)
                 if not waiting:
-                    del self.waiters[command_id]
+                    del self._waiters[command_id]

@@ -16,24 +16,24 @@ TICK: Final = 0.25
 
 @final
 class TimerWheel:
-    """Calls back at a time, late by at most one tick. There is no cancelling: whoever is called looks whether there
-    is still something to do, which is cheaper than keeping a handle for each of ten thousand agents."""
+    """Calls back after a delay, late by at most one tick. There is no cancelling: whoever is called looks whether
+    there is still something to do, which is cheaper than keeping a handle for each of ten thousand agents.
 
-    __slots__ = ("_clock", "_handle", "_loop", "_slots", "_turned")
+    It goes by monotonic time, so a wall clock that is set does not disturb it.
+    """
+
+    __slots__ = ("_clock", "_handle", "_slots", "_turned")
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` gives Unix seconds."""
+        """`clock` gives monotonic seconds."""
         self._clock = clock
         self._slots: dict[int, list[Callable[[], None]]] = {}
-        self._turned = 0
+        self._turned = int(clock() / TICK)
         self._handle: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Begin to turn, on the running loop."""
-        self._loop = asyncio.get_running_loop()
-        self._turned = int(self._clock() / TICK)
-        self._handle = self._loop.call_later(TICK, self._turn)
+        self._handle = asyncio.get_running_loop().call_later(TICK, self._beat)
 
     def stop(self) -> None:
         """Stop turning; entries that are left are never called."""
@@ -41,22 +41,19 @@ class TimerWheel:
             self._handle.cancel()
         self._slots.clear()
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> None:
-        """Call `callback` at `when` (Unix seconds) or up to a tick later."""
-        slot = max(int(when / TICK) + 1, self._turned + 1)
+    def call_after(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call `callback` in `delay` seconds or up to a tick later."""
+        slot = max(int((self._clock() + delay) / TICK) + 1, self._turned + 1)
         entries = self._slots.get(slot)
         if entries is None:
             self._slots[slot] = [callback]
         else:
             entries.append(callback)
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Call what is due."""
         now = int(self._clock() / TICK)
-        if now - self._turned > len(self._slots):
-            # The clock leapt: look at the slots there are rather than at every tick that was passed over.
-            due = sorted(slot for slot in self._slots if slot <= now)
-        else:
-            due = [slot for slot in range(self._turned + 1, now + 1) if slot in self._slots]
+        due = [slot for slot in range(self._turned + 1, now + 1) if slot in self._slots]
         self._turned = now
         for slot in due:
             for callback in self._slots.pop(slot):
@@ -65,5 +62,7 @@ class TimerWheel:
                 except Exception:
                     # One agent's timer must not stop the wheel that all the others hang on.
                     log.exception("timer failed")
-        assert self._loop is not None
-        self._handle = self._loop.call_later(TICK, self._turn)
+
+    def _beat(self) -> None:
+        self.turn()
+        self._handle = asyncio.get_running_loop().call_later(TICK, self._beat)

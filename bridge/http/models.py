@@ -8,9 +8,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from bridge.commands import Command, CommandStatus
-from bridge.topics import DEVICE_ID
-
-DEVICE_ID_PATTERN = f"^{DEVICE_ID.pattern}$"
 
 
 def moment(seconds: float) -> datetime:
@@ -29,7 +26,12 @@ class CommandBody(Model):
 
     name: str = Field(min_length=1, max_length=128, examples=["reboot"])
     args: Any = Field(default=None, examples=[{"delay": 5}], description="Any JSON value; the device gets it as it is.")
-    id: str | None = Field(default=None, min_length=1, max_length=128, description="Idempotency key: the same key gives the same command.")
+    id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="Idempotency key: the same key gives the same command.",
+    )
     ttl: float | None = Field(default=None, gt=0, description="Seconds until the command expires.")
 
 
@@ -92,7 +94,9 @@ class DeviceView(Model):
     first_seen: datetime
     last_seen: datetime
     messages: int = Field(description="Telemetry and event messages received from it.")
-    streams: dict[str, Any] = Field(default_factory=dict, description="The last reading of each stream: time and values.")
+    streams: dict[str, Any] = Field(
+        default_factory=dict, description="The last reading of each stream: time and values."
+    )
 
 
 class DevicePage(Model):

@@ -55,7 +55,8 @@ def test_without_a_key_two_requests_are_two_commands() -> None:
     "payload",
     [
         b"", b"reboot", b"{}", b'{"name":1}', b'{"name":""}', b'{"name":"x","ttl":0}', b'{"name":"x","ttl":-1}',
-        b'{"name":"x","ttl":3601}', b'{"name":"x","ttl":"soon"}', b'{"name":"x","id":""}', b'{"name":"\xff"}', b"[" * 9999,
+        b'{"name":"x","ttl":3601}', b'{"name":"x","ttl":"soon"}', b'{"name":"x","id":""}', b'{"name":"\xff"}',
+        b"[" * 9999,
     ],
 )  # fmt: skip
 def test_a_bad_request_is_refused(payload: bytes) -> None:
@@ -69,7 +70,9 @@ def test_a_response_says_how_far_the_device_is() -> None:
     assert (response.id, response.status, response.result) == ("c1", S.SUCCEEDED, {"ok": True})
 
 
-@pytest.mark.parametrize("payload", [b"{}", b'{"id":"c1"}', b'{"id":"c1","status":"sent"}', b'{"id":"c1","status":"done"}'])
+@pytest.mark.parametrize(
+    "payload", [b"{}", b'{"id":"c1"}', b'{"id":"c1","status":"sent"}', b'{"id":"c1","status":"done"}']
+)
 def test_a_bad_response_is_refused(payload: bytes) -> None:
     with pytest.raises(RefusedError) as refused:
         decode_response(payload)

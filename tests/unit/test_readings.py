@@ -47,7 +47,10 @@ def test_a_number_as_id_is_taken_as_text() -> None:
 
 def test_a_batch_is_several_readings() -> None:
     readings = decode(b' [{"t":1,"ts":1789999990,"id":"a"}, {"t":2}]', NOW)
-    assert readings == [Reading(1_789_999_990.0, "a", '{"t":1,"ts":1789999990,"id":"a"}'), Reading(NOW, None, '{"t":2}')]
+    assert readings == [
+        Reading(1_789_999_990.0, "a", '{"t":1,"ts":1789999990,"id":"a"}'),
+        Reading(NOW, None, '{"t":2}'),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_a_batch_is_several_readings() -> None:
         (b'{"t": NaN}', "not_json"),
         (b'{"t": Infinity}', "not_json"),
         (b'{"t": 01}', "not_json"),
-        (b'{t: 1}', "not_json"),
+        (b"{t: 1}", "not_json"),
         (b'{"t": "\xff"}', "not_utf8"),
         (b"4.2", "wrong_type"),
         (b'"text"', "wrong_type"),
@@ -111,7 +114,13 @@ def test_any_bytes_are_taken_or_refused(payload: bytes) -> None:
         assert isinstance(msgspec.json.decode(reading.payload), dict)
 
 
-@given(st.dictionaries(st.text(max_size=10), st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=10), max_size=8))
+@given(
+    st.dictionaries(
+        st.text(max_size=10),
+        st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=10),
+        max_size=8,
+    )
+)
 def test_any_object_is_kept_whole(values: dict[str, object]) -> None:
     values = {name: value for name, value in values.items() if name not in ("ts", "id")}
     assert msgspec.json.decode(one(msgspec.json.encode(values)).payload) == values

@@ -27,7 +27,12 @@ TOPICS = Topics("devices")
 def test_a_bridge_topic_leads_to_its_device(topic: str, kind: Kind, stream: str) -> None:
     address = TOPICS.parse(topic)
     assert address is not None
-    assert (address.device_id, address.kind, address.stream, address.topic) == ("fridge-7", kind, stream, topic)
+    assert (address.device_id, address.kind, address.stream, address.topic) == (
+        "fridge-7",
+        kind,
+        stream,
+        topic,
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,6 +94,8 @@ def test_an_exact_subscription_to_what_is_meant_for_a_device_is_that_device(name
     assert TOPICS.owner_of(f"devices/m1/{name}") == "m1"
 
 
-@pytest.mark.parametrize("topic_filter", ["devices/+/ping", "devices/#", "devices/m1/#", "devices/m1/presence", "x/m1/ping"])
+@pytest.mark.parametrize(
+    "topic_filter", ["devices/+/ping", "devices/#", "devices/m1/#", "devices/m1/presence", "x/m1/ping"]
+)
 def test_watching_does_not_make_a_client_the_device(topic_filter: str) -> None:
     assert TOPICS.owner_of(topic_filter) is None

@@ -1,0 +1,31 @@
+"""What the API shows and acts on, handed to it by the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.agents.router import Router
+from bridge.agents.services import Services
+from bridge.metrics import Metrics
+from bridge.receipts import Ledger
+from bridge.storage.database import Database
+
+Check = Callable[[], Awaitable[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One bridge, as seen from HTTP."""
+
+    router: Router
+    services: Services
+    database: Database
+    ledger: Ledger
+    metrics: Metrics
+    summary: Callable[[], Mapping[str, Any]]
+    checks: Mapping[str, Check]
+    """What must be right to be ready: each returns None, or what is wrong."""
+    token: str | None
+    """What callers of the API must show; None on loopback, where everybody may."""
