@@ -67,7 +67,7 @@ class BridgeProcess:
             "PYTHONUNBUFFERED": "1",
             **(settings or {}),
         }
-        if self.command == list(PYTHON_M_BRIDGE):
+        if self.command[-3:] == list(PYTHON_M_BRIDGE):
             # The bridge beside these tests, wherever an editable install may point to.
             self.environment["PYTHONPATH"] = str(ROOT)
 
