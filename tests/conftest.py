@@ -81,5 +81,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Say last and loudly what was left out: a green run that hides it would be a lie."""
     for need, count in sorted(config.stash.get(NOT_RUN, Counter[str]()).items()):
         terminalreporter.write_line(
-            f"NOT RUN: {count} tests need {need} (apt install {NEEDS[need][0]})", red=True, bold=True
+            f"NOT RUN: {count} test{'s' * (count != 1)}, for want of {need} (apt install {NEEDS[need][0]})",
+            red=True,
+            bold=True,
         )
