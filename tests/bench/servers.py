@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
@@ -193,6 +195,11 @@ class Bridge:
 
     def handed_on(self, acked: int, timeout: float) -> int:
         return acked  # PUBACK means committed; `missing` checks that
+
+    def loop_lag_p99(self) -> float:
+        """How late the bridge's event loop was in the last minute, in milliseconds, as it says itself."""
+        with urllib.request.urlopen(f"http://{HOST}:{self.http_port}/api/v1/summary", timeout=10) as answer:
+            return float(json.load(answer)["loop_lag_p99_ms"])
 
     def missing(self, acked: int) -> int:
         code = self._server.end()

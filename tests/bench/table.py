@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ class Row:
     bridge: list[float] = field(default_factory=list)
     peer: list[float] = field(default_factory=list)
     peer_name: str = "Mosquitto"
-    note: str = ""
+    notes: set[str] = field(default_factory=set)
 
     def side(self, name: str) -> list[float]:
         """The runs of one side, to add to: `bridge`, or any other name for the peer."""
@@ -57,6 +57,7 @@ class Row:
         """For the JSON file."""
         return {
             **asdict(self),
+            "notes": sorted(self.notes),
             "goal": str(self.goal) if self.goal else None,
             "bridge_median": statistics.median(self.bridge) if self.bridge else None,
             "peer_median": statistics.median(self.peer) if self.peer else None,
@@ -73,7 +74,7 @@ def figure(runs: list[float]) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """The table as it goes into the README."""
     lines = ["| benchmark | unit | bridge | peer | ratio | goal | met |", "|---|---|--:|--:|--:|--:|---|"]
     for row in rows:
@@ -82,4 +83,5 @@ def markdown(rows: Iterable[Row]) -> str:
         met = {True: "yes", False: "**no**", None: ""}[row.met]
         goal = str(row.goal) if row.goal else ""
         lines.append(f"| {row.name} | {row.unit} | {figure(row.bridge)} | {peer} | {ratio} | {goal} | {met} |")
-    return "\n".join(lines)
+    remarks = [f"- {row.name}: {note}." for row in rows for note in sorted(row.notes)]
+    return "\n".join([*lines, "", *remarks] if remarks else lines)

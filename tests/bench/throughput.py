@@ -75,7 +75,8 @@ def closed(args: argparse.Namespace) -> Result:
     """Every connection sends one QoS 1 message, waits for its PUBACK, and sends the next.
 
     With `--outstanding`, only that many messages are under way at any moment and the connections take turns: the
-    server's work then has the same shape for 100 connections as for 9,000. `--listen` subscribes each first.
+    server's work then has the same shape for 100 connections as for 9,000. `--listen` subscribes each first, and with
+    `--senders` only that many of them send.
     """
     fleet = Fleet(args.port)
     clients = [Client(number) for number in range(args.connections)]
@@ -88,9 +89,9 @@ def closed(args: argparse.Namespace) -> Result:
     ack = wire.puback(1)
     say_ready()
     window = Window(args.seconds, args.until_eof)
-    idle = deque(clients)
+    idle = deque(clients[: args.senders or None])
     under_way = 0
-    most = args.outstanding or len(clients)
+    most = args.outstanding or len(idle)
     took: list[float] = []
     cpu_begin = cpu_end = None
     counted = 0
