@@ -250,7 +250,7 @@ class Cell:
             idle_for = now - self._used_at
             if due <= now:
                 self.tell(Device.tick)
-                due = now + 1.0
+                due = next_tick
             elif idle_for >= rules.evict_after and device.forgettable:
                 self._evict(device)
             elif idle_for >= rules.sleep_after:

@@ -239,6 +239,7 @@ class Device:
             self.commands.expire(now)
         if self._changed and now >= self._save_at:
             self.save()
+        self._host.call_before(self.next_check())
 
     def next_check(self) -> float:
         """When `tick` is wanted next, in Unix seconds; infinity if nothing can be due."""

@@ -98,7 +98,7 @@ def routes(context: Context) -> APIRouter:
 
 
 def _view(snapshot: devices.DeviceSnapshot) -> models.DeviceView:
-    streams = msgspec.json.decode(snapshot.state)["streams"] if snapshot.state else {}
+    streams = msgspec.json.decode(snapshot.state).get("streams", {}) if snapshot.state else {}
     return models.DeviceView(
         device_id=snapshot.device_id,
         profile=snapshot.profile,

@@ -1,0 +1,105 @@
+"""A router with its agents on a real database, and in the broker's place something that writes down what is sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bridge.agents.router import Router
+from bridge.agents.services import Rules, Services
+from bridge.messages import Message
+from bridge.receipts import Ledger, Receipt
+from bridge.storage import migrate
+from bridge.storage.database import Database
+from bridge.storage.devices import DeviceLoader
+from bridge.storage.writer import Writer
+from bridge.topics import Topics
+
+
+@dataclass
+class Sent:
+    """One call of publish."""
+
+    topic: str
+    body: Any
+    qos: int
+    retain: bool
+    on_ack: Callable[[], None] | None
+
+
+class Line:
+    """A connection as the agents see it."""
+
+    def __init__(self, client_id: str = "c1") -> None:
+        self.client_id = client_id
+
+    def kick(self, cause: str) -> None:
+        raise AssertionError(f"nobody asked for a kick: {cause}")
+
+
+class House:
+    """The agents' room with its doors open."""
+
+    def __init__(self, database: Database, writer: Writer, rules: Rules) -> None:
+        self.database = database
+        self.writer = writer
+        self.ledger = Ledger()
+        self.topics = Topics()
+        self.sent: list[Sent] = []
+        self.services = Services(
+            writer=writer, loader=DeviceLoader(database), topics=self.topics, rules=rules, clock=time.time
+        )
+        self.services.publish = self.publish
+        self.router = Router(self.services)
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        live_only: bool = False,
+        expires_at: float | None = None,
+        on_ack: Callable[[], None] | None = None,
+    ) -> int:
+        """Write it down."""
+        self.sent.append(Sent(topic, msgspec.json.decode(payload), qos, retain, on_ack))
+        return 1
+
+    def receive(self, topic: str, payload: bytes, qos: int = 1) -> Receipt:
+        """A message comes in."""
+        address = self.topics.parse(topic)
+        assert address is not None
+        receipt = Receipt(self.ledger, qos=qos)
+        self.router.deliver(Message(address, payload, time.time(), receipt))
+        return receipt
+
+    def bodies(self, topic: str) -> list[Any]:
+        """What was sent on a topic, oldest first."""
+        return [sent.body for sent in self.sent if sent.topic == topic]
+
+
+@asynccontextmanager
+async def house(folder: Path, rules: Rules | None = None) -> AsyncIterator[House]:
+    """A running house on the SQLite file in `folder`, which may hold an earlier one's data."""
+    url = f"sqlite+aiosqlite:///{folder}/bridge.db"
+    await migrate.upgrade(url)
+    async with AsyncExitStack() as undo:
+        database = await Database.open(url)
+        undo.push_async_callback(database.close)
+        writer = Writer(database)
+        await writer.start()
+        undo.push_async_callback(writer.stop, 5.0)
+        built = House(database, writer, rules or Rules())
+        await built.router.start()
+        undo.push_async_callback(built.router.stop, 5.0)
+        yield built
+    assert built.ledger.difference == 0
+    assert built.ledger.in_flight == 0

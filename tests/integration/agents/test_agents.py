@@ -1,0 +1,290 @@
+"""Agents on a real database: readings, state, commands, presence, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from bridge.agents.agent import Agent
+from bridge.agents.services import Rules
+from bridge.commands import CommandRequest, CommandStatus
+from bridge.readings import Reading
+from bridge.receipts import Outcome
+from bridge.storage import commands as stored
+from bridge.storage import tables
+from tests.integration.agents.house import House, Line, house
+
+
+async def until(check: Callable[[], Any], timeout: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not check():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.005)
+
+
+async def count(built: House, table: Any) -> int:
+    async def rows(connection: Any) -> int:
+        return int((await connection.execute(select(func.count()).select_from(table))).scalar_one())
+
+    return await built.database.read(rows)
+
+
+async def test_a_reading_is_committed_before_its_receipt_is_settled(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        receipt = built.receive("devices/fridge-7/telemetry", b'{"temperature": 4.2}')
+        assert receipt.outcome is None
+        await until(lambda: receipt.outcome)
+        assert receipt.outcome is Outcome.COMMITTED
+        assert await count(built, tables.telemetry) == 1
+        device = built.router.find("fridge-7")
+        assert device is not None
+        assert device.messages == 1
+        assert bytes(device.streams["default"].values) == b'{"temperature": 4.2}'
+
+
+async def test_a_thousand_messages_for_a_cold_device_load_its_state_once(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        loads = 0
+        load = built.services.loader.load
+
+        async def counted(device_id: str) -> Any:
+            nonlocal loads
+            loads += 1
+            return await load(device_id)
+
+        built.services.loader.load = counted  # type: ignore[method-assign]  # counts, then does the real thing
+        receipts = [built.receive("devices/d1/telemetry", b'{"n": %d}' % n) for n in range(1000)]
+        await until(lambda: all(receipt.outcome for receipt in receipts))
+        assert loads == 1
+        assert await count(built, tables.telemetry) == 1000
+
+
+async def test_state_survives_a_restart_and_late_readings_do_not_replace_the_latest(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        for payload in (b'{"ts": 1700000100, "v": 2}', b'{"ts": 1700000000, "v": 1}', b'[{"v":3},{"v":4}]'):
+            receipt = built.receive("devices/d1/telemetry/a", payload)
+        await until(lambda: receipt.outcome)
+        device = built.router.find("d1")
+        assert device is not None
+        first_seen = device.first_seen
+    async with house(tmp_path) as built:
+        receipt = built.receive("devices/d1/telemetry/b", b'{"w": 1}')
+        await until(lambda: receipt.outcome)
+        device = built.router.find("d1")
+        assert device is not None
+        assert (device.messages, device.first_seen) == (4, first_seen)
+        assert bytes(device.streams["a"].values) == b'{"v":3}'
+
+
+async def test_a_silent_device_leaves_memory_and_comes_back_with_its_state(tmp_path: Path) -> None:
+    rules = Rules(sleep_after=0.05, evict_after=0.1, snapshot_interval=0.05)
+    async with house(tmp_path, rules) as built:
+        receipt = built.receive("devices/d1/telemetry", b'{"v": 1}')
+        await until(lambda: built.router.find("d1") is not None)
+        await until(lambda: built.router.find("d1") is None)
+        assert built.router.activity() == {"awake": 0, "asleep": 0}
+        receipt = built.receive("devices/d1/telemetry", b'{"v": 2}')
+        await until(lambda: receipt.outcome)
+        device = built.router.find("d1")
+        assert device is not None
+        assert device.messages == 2
+
+
+async def test_a_sleeping_agent_wakes_for_a_message(tmp_path: Path) -> None:
+    async with house(tmp_path, Rules(sleep_after=0.05, snapshot_interval=0.05)) as built:
+        built.receive("devices/d1/telemetry", b'{"v": 1}')
+        await until(lambda: built.router.activity() == {"awake": 0, "asleep": 1})
+        receipt = built.receive("devices/d1/telemetry", b'{"v": 2}')
+        await until(lambda: receipt.outcome)
+        device = built.router.find("d1")
+        assert device is not None
+        assert device.messages == 2
+
+
+async def test_rubbish_becomes_a_dead_letter_the_device_is_told_and_the_next_reading_is_stored(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        bad = built.receive("devices/d1/telemetry", b"{nope")
+        good = built.receive("devices/d1/telemetry", b'{"v": 1}')
+        await until(lambda: bad.outcome and good.outcome)
+        assert (bad.outcome, good.outcome) == (Outcome.DEAD_LETTERED, Outcome.COMMITTED)
+        assert await count(built, tables.dead_letters) == 1
+        assert [body["reason"] for body in built.bodies("devices/d1/error")] == ["not_json"]
+
+
+class Fragile(Agent):
+    """Raises on the stream `boom`."""
+
+    built = 0
+
+    def __init__(self, device_id: str) -> None:
+        super().__init__(device_id)
+        Fragile.built += 1
+
+    def on_reading(self, stream: str, reading: Reading) -> None:
+        if stream == "boom":
+            raise ZeroDivisionError("on purpose")
+
+
+async def test_an_agent_that_raises_is_restarted_up_to_a_limit_and_nobody_else_notices(tmp_path: Path) -> None:
+    Fragile.built = 0
+    async with house(tmp_path, Rules(agent_class=Fragile, restarts=3, restart_window=60.0)) as built:
+        booms = [built.receive("devices/sick/telemetry/boom", b"{}") for _ in range(3)]
+        await until(lambda: all(receipt.outcome for receipt in booms))
+        assert {receipt.outcome for receipt in booms} == {Outcome.DEAD_LETTERED}
+        assert Fragile.built == 4
+        over_the_limit = built.receive("devices/sick/telemetry", b'{"fine": 1}')
+        healthy = built.receive("devices/well/telemetry", b'{"fine": 1}')
+        await until(lambda: over_the_limit.outcome and healthy.outcome)
+        assert over_the_limit.outcome is Outcome.DEAD_LETTERED
+        assert healthy.outcome is Outcome.COMMITTED
+        reasons = [body["reason"] for body in built.bodies("devices/sick/error")]
+        assert reasons == ["agent_error"] * 3 + ["agent_failed"]
+
+
+async def test_qos_0_over_the_mailbox_limit_is_dropped_and_counted(tmp_path: Path) -> None:
+    async with house(tmp_path, Rules(mailbox_limit=10)) as built:
+        receipts = [built.receive("devices/d1/telemetry", b"{}", qos=0) for _ in range(15)]
+        kept = built.receive("devices/d1/telemetry", b"{}", qos=1)
+        await until(lambda: kept.outcome)
+        assert [receipt.outcome for receipt in receipts].count(Outcome.DROPPED) == 5
+        assert built.ledger.dropped == {"mailbox_full": 5}
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_silent_device_is_pinged_and_falls_silent_only_without_an_answer(
+    tmp_path: Path, answered: bool
+) -> None:
+    async with house(tmp_path, Rules(ping_interval=0.1, ping_misses=2)) as built:
+        built.router.attached("d1", Line(), listening=True)
+        pings = 0
+        deadline = time.monotonic() + 2.5
+        while time.monotonic() < deadline and len(built.bodies("devices/d1/ping")) < 4:
+            found = built.bodies("devices/d1/ping")
+            if answered and len(found) > pings:
+                built.receive("devices/d1/pong", b'{"id":"%s"}' % found[-1]["id"].encode(), qos=0)
+            pings = len(found)
+            await asyncio.sleep(0.01)
+        assert pings >= 3
+        statuses = [body["status"] for body in built.bodies("devices/d1/presence")]
+        assert statuses == (["online"] if answered else ["online", "silent"])
+        device = built.router.find("d1")
+        assert device is not None
+        assert (device.round_trip is not None) is answered
+
+
+async def test_presence_follows_the_last_connection_and_epochs_survive_a_restart(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        old, new = Line(), Line()
+        built.router.attached("d1", old, listening=True)
+        built.router.attached("d1", new, listening=True)
+        built.router.detached("d1", old, "takeover")
+        await until(lambda: built.bodies("devices/d1/presence"))
+        built.router.detached("d1", new, "keepalive")
+        await until(lambda: len(built.bodies("devices/d1/presence")) == 2)
+        built.router.attached("d1", Line(), listening=False)
+        await until(lambda: len(built.bodies("devices/d1/presence")) == 3)
+    told = built.bodies("devices/d1/presence")
+    assert [(body["status"], body["cause"], body["epoch"]) for body in told] == [
+        ("online", "connect", 1), ("offline", "keepalive", 2), ("online", "connect", 3),
+    ]  # fmt: skip
+    assert all(sent.retain for sent in built.sent if sent.topic == "devices/d1/presence")
+    async with house(tmp_path) as built:
+        # It was online when the house went down without a word: nobody knows what became of it.
+        told = built.bodies("devices/d1/presence")
+        assert [(body["status"], body["cause"], body["epoch"]) for body in told] == [("unknown", "restart", 4)]
+        assert built.services.census.devices["unknown"] == 1
+        assert await count(built, tables.presence) == 4
+
+
+async def statuses(built: House, command_id: str) -> list[str]:
+    events = await built.database.read(lambda connection: stored.command_events(connection, command_id, 0))
+    return [event.status for event in events]
+
+
+async def test_a_command_is_stored_sent_delivered_and_done(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        built.router.attached("d1", Line(), listening=True)
+        command, created = await built.router.send("d1", CommandRequest("reboot", {"delay": 1}), "api")
+        assert created
+        await until(lambda: built.bodies("devices/d1/command/request"))
+        request = next(sent for sent in built.sent if sent.topic == "devices/d1/command/request")
+        assert request.body == {
+            "id": command.command_id, "name": "reboot", "args": {"delay": 1}, "expires_at": command.expires_at,
+        }  # fmt: skip
+        assert request.on_ack is not None
+        request.on_ack()
+        answer = b'{"id":"%s","status":"%s","result":{"ok":true}}'
+        for status in (b"in_progress", b"succeeded", b"failed"):
+            receipt = built.receive("devices/d1/command/response", answer % (command.command_id.encode(), status))
+            await until(lambda receipt=receipt: receipt.outcome)  # type: ignore[misc]  # mypy cannot infer the default's type
+            assert receipt.outcome is Outcome.COMMITTED
+        found = await built.database.read(lambda connection: stored.get_command(connection, command.command_id))
+        assert found is not None
+        assert (found.status, found.result) == (CommandStatus.SUCCEEDED, {"ok": True})
+        told = [body["status"] for body in built.bodies("devices/d1/command/status")]
+        assert told == ["queued", "sent", "delivered", "in_progress", "succeeded"]
+        # The late answer is on record and has changed nothing.
+        assert (await statuses(built, command.command_id))[:5] == told
+        assert len(await statuses(built, command.command_id)) == 6
+
+
+async def test_the_same_key_is_the_same_command(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        request = CommandRequest("open", id="k1")
+        (first, created), (second, again) = await asyncio.gather(
+            built.router.send("d1", request, "api"), built.router.send("d1", request, "api")
+        )
+        assert (created, again) == (True, False)
+        assert first.command_id == second.command_id
+        built.router.attached("d1", Line(), listening=True)
+        await until(lambda: built.bodies("devices/d1/command/request"))
+        assert len(built.bodies("devices/d1/command/request")) == 1
+
+
+async def test_commands_for_an_absent_device_go_out_in_order_when_it_comes_unless_expired(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        for name, ttl in (("first", 60.0), ("too-late", 0.05), ("second", 60.0)):
+            await built.router.send("d1", CommandRequest(name, ttl=ttl), "api")
+        await until(lambda: any(b["status"] == "expired" for b in built.bodies("devices/d1/command/status")))
+        assert built.bodies("devices/d1/command/request") == []
+        built.router.attached("d1", Line(), listening=True)
+        await until(lambda: len(built.bodies("devices/d1/command/request")) == 2)
+        assert [body["name"] for body in built.bodies("devices/d1/command/request")] == ["first", "second"]
+
+
+async def test_unfinished_commands_survive_a_restart(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        waiting, _ = await built.router.send("d1", CommandRequest("waits"), "api")
+        short, _ = await built.router.send("d2", CommandRequest("short", ttl=0.3), "api")
+    async with house(tmp_path) as built:
+        built.router.attached("d1", Line(), listening=True)
+        await until(lambda: built.bodies("devices/d1/command/request"))
+        assert built.bodies("devices/d1/command/request")[0]["id"] == waiting.command_id
+        await until(lambda: built.bodies("devices/d2/command/status"))
+        assert built.bodies("devices/d2/command/status")[0]["status"] == "expired"
+        assert await statuses(built, short.command_id) == ["queued", "expired"]
+
+
+async def test_a_response_to_a_command_that_was_never_sent_is_refused(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        receipt = built.receive("devices/d1/command/response", b'{"id":"nope","status":"succeeded"}')
+        await until(lambda: receipt.outcome)
+        assert receipt.outcome is Outcome.DEAD_LETTERED
+        assert [body["reason"] for body in built.bodies("devices/d1/error")] == ["unknown_command"]
+
+
+async def test_a_command_over_mqtt_is_acknowledged_after_it_is_stored(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        receipt = built.receive("devices/d1/command", b'{"name":"reboot","id":"k1"}')
+        await until(lambda: receipt.outcome)
+        assert receipt.outcome is Outcome.COMMITTED
+        assert await count(built, tables.commands) == 1
+        refused = built.receive("devices/d1/command", b'{"nome":"reboot"}')
+        await until(lambda: refused.outcome)
+        assert refused.outcome is Outcome.DEAD_LETTERED
