@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any, cast, final
 
 import uvloop
-from bridge.storage.devices import DeviceLoader, DeviceSnapshot
-from bridge.storage.writer import Writer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.agents.router import Router
@@ -30,6 +28,8 @@ from bridge.messages import Address, Kind, Message
 from bridge.receipts import Ledger, Outcome, Receipt
 from bridge.storage import migrate
 from bridge.storage.database import Database
+from bridge.storage.devices import DeviceLoader, DeviceSnapshot
+from bridge.storage.writer import Writer
 from bridge.topics import Topics
 from tests.bench import wire
 from tests.bench.measure import percentiles, resident_bytes

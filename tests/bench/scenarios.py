@@ -73,16 +73,23 @@ class Bench:
     rounds: int = 3
     seconds: float = 3.0
     devices: int = DEVICES
-    peers: tuple[Callable[[], Server], ...] = (Bridge, Mosquitto)
+    peers: tuple[str, ...] = ("bridge", "mosquitto")
     problems: list[str] = field(default_factory=list)
     acked: dict[int, int] = field(default_factory=dict)
     """Acknowledged messages per server (by process id): to be compared with its books at the end."""
 
     @contextmanager
-    def servers(self) -> Iterator[list[Server]]:
-        """Start all peers; at the end every acknowledged message must be in their books."""
+    def servers(self, *, prompt: bool = False) -> Iterator[list[Server]]:
+        """Start all peers; at the end every acknowledged message must be in their books.
+
+        `prompt`: answers matter more than rates, so Mosquitto is run with TCP_NODELAY. Without it, its default, it is
+        the faster one at rates and waits 20 ms and more before it sends a second small packet.
+        """
         with ExitStack() as stack:
-            running = [stack.enter_context(make()) for make in self.peers]
+            running: list[Server] = []
+            for name in self.peers:
+                server: Server = Bridge() if name == "bridge" else Mosquitto(nodelay=prompt)
+                running.append(stack.enter_context(server))
             yield running
             for server in running:
                 lost = server.missing(self.acked.get(server.pid, 0))
@@ -202,7 +209,7 @@ def noisy(bench: Bench) -> list[Row]:
     beside = Row("the same beside one device at full speed: p99", "ms")
     growth = Row("p99 beside the noisy device against p99 without", "x", Goal(2.0))
     speed = Row("the noisy device itself", "msg/s")
-    with bench.servers() as servers:
+    with bench.servers(prompt=True) as servers:
         for _ in range(bench.rounds):
             for server in servers:
                 alone = bench.run(server, "paced", connections=1000, seconds=bench.seconds)["latency"]
@@ -222,7 +229,7 @@ def commands(bench: Bench) -> list[Row]:
     rows = {name: Row(f"command and its answer during half-maximum ingest: {name}", "ms") for name in ("p50", "p99")}
     rows["p99"].goal = Goal(50.0)
     rows["p99"].notes.add("Mosquitto's operator speaks to the device directly: nothing is stored")
-    with bench.servers() as servers:
+    with bench.servers(prompt=True) as servers:
         for server in servers:
             most = bench.run(server, "bursts", seconds=bench.seconds)["rate"]
             server.handed_on(bench.acked[server.pid], HANDED_ON_TIMEOUT)
@@ -246,7 +253,7 @@ def storm(bench: Bench) -> list[Row]:
     took = Row(f"{bench.devices:,} devices drop and come back at once: all served after", "s", Goal(10.0))
     bystander_waits = Row("a bystander's PINGREQ to PINGRESP meanwhile: p99", "ms", Goal(250.0))
     lag = Row("the bridge's event-loop lag in that minute, as it says itself: p99", "ms", Goal(250.0))
-    with bench.servers() as servers:
+    with bench.servers(prompt=True) as servers:
         for server in servers:
             load = Load(server, "storm", connections=bench.devices, seconds=30.0).wait_until_ready()
             bystander = Load(server, "probe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ import time
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Protocol, Self
+from typing import IO, Self
 
 from tests.bench import wire
 from tests.bench.clients import HOST
@@ -42,28 +43,6 @@ def program(name: str) -> str:
     if found is None:
         raise ServerError(f"{name} is not installed")
     return found
-
-
-class Server(Protocol):
-    """What a benchmark may ask of a server under test; a context manager that starts and ends it."""
-
-    name: str
-    port: int
-    pid: int
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def handed_on(self, acked: int, timeout: float) -> int:
-        """How many of `acked` messages have reached their end (a commit, the subscriber), waiting for the rest."""
-        ...
-
-    def missing(self, acked: int) -> int:
-        """How many of all `acked` messages the server has lost; ends the server to look."""
-        ...
 
 
 class _Process:
@@ -103,7 +82,59 @@ class _Process:
         return self._popen.returncode
 
 
-class Mosquitto:
+class Server(abc.ABC):
+    """A server under test, with its files in a folder of its own: a context manager that starts and ends it."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.pid = 0
+        self._folder = Path(tempfile.mkdtemp(prefix=f"bench-{self.name}-"))
+        self._folder.chmod(0o755)  # Mosquitto gives up root before it has read everything
+        self._log = (self._folder / "log").open("wb")
+        self._main: _Process | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._main is not None:
+            print(f"{self.name}: {self._main.tail()}", file=sys.stderr)
+        self._end()
+
+    @abc.abstractmethod
+    def _start(self) -> None:
+        """Start the server and wait until it accepts connections."""
+
+    def _run(self, command: list[str], env: dict[str, str] | None = None) -> None:
+        self._main = _Process(command, self._log, env)
+        self.pid = self._main.pid
+        self._main.wait_for_port(self.port)
+
+    def _end(self) -> None:
+        if self._main is not None:
+            self._main.end()
+        self._log.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def handed_on(self, acked: int, timeout: float) -> int:
+        """How many of `acked` messages have reached their end (a commit, the subscriber), waiting for the rest."""
+        return acked
+
+    def missing(self, acked: int) -> int:
+        """How many of all `acked` messages the server has lost; ends the server to look."""
+        return 0
+
+
+class Mosquitto(Server):
     """Mosquitto with one `mosquitto_sub` on everything that devices send, which stores nothing.
 
     Queues are unlimited: with its default of 1,000 messages Mosquitto acknowledges what it then drops, and would be
@@ -114,37 +145,32 @@ class Mosquitto:
     name = "mosquitto"
     MAX_INFLIGHT = 100
 
-    def __init__(self, extra: str = "") -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="bench-mosquitto-"))
-        self._folder.chmod(0o755)  # Mosquitto gives up root before it has read everything
-        self._extra = extra
-        self.port = free_port()
+    def __init__(self, *, nodelay: bool = False) -> None:
+        super().__init__()
+        self._nodelay = nodelay
+        self._subscriber: _Process | None = None
 
-    def __enter__(self) -> Self:
+    def _start(self) -> None:
         config = self._folder / "mosquitto.conf"
         config.write_text(
             f"listener {self.port} {HOST}\nallow_anonymous true\npersistence false\nmax_connections -1\n"
-            f"max_queued_messages 0\nmax_inflight_messages {self.MAX_INFLIGHT}\nlog_dest none\n{self._extra}"
+            f"max_queued_messages 0\nmax_inflight_messages {self.MAX_INFLIGHT}\nlog_dest none\n"
+            f"set_tcp_nodelay {str(self._nodelay).lower()}\n"
         )
-        self._log = (self._folder / "log").open("wb")
-        self._server = _Process([program("mosquitto"), "-c", str(config)], self._log)
-        self.pid = self._server.pid
-        self._server.wait_for_port(self.port)
+        self._run([program("mosquitto"), "-c", str(config)])
         command = f"exec {program('mosquitto_sub')} -h {HOST} -p {self.port} -t 'devices/#' -q 1 > /dev/null"
         self._subscriber = _Process(["/bin/sh", "-c", command], self._log)
         time.sleep(0.3)  # Mosquitto has no way to ask whether somebody has subscribed
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._subscriber.end(signal.SIGKILL)  # its handler of SIGTERM may wait for its own lock for ever
-        self._server.end()
-        self._log.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def _end(self) -> None:
+        if self._subscriber is not None:
+            self._subscriber.end(signal.SIGKILL)  # its handler of SIGTERM may wait for its own lock for ever
+        super()._end()
 
     def delivered(self) -> int:
         """Messages that `mosquitto_sub` has written, less at most one output buffer (4 KiB) of them."""
+        if self._subscriber is None:
+            return 0
         written = Path(f"/proc/{self._subscriber.pid}/io").read_text().split("wchar: ")[1].split()[0]
         return int(written) // (wire.PAYLOAD_BYTES + 1)
 
@@ -155,46 +181,24 @@ class Mosquitto:
             time.sleep(0.01)
         return acked if delivered >= acked - buffered else delivered
 
-    def missing(self, acked: int) -> int:
-        return 0  # it stores nothing, so it can keep no books
 
+class Bridge(Server):
+    """The bridge as a user starts it: SQLite with full sync in a fresh data directory, every part switched on.
 
-class Bridge:
-    """The bridge as a user starts it: SQLite with full sync in a fresh data directory, every part switched on."""
+    PUBACK means committed, so all that is acknowledged has reached its end; `missing` looks into the database.
+    """
 
     name = "bridge"
 
-    def __init__(self, env: dict[str, str] | None = None) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="bench-bridge-"))
-        self._env = env or {}
-        self.port = free_port()
+    def _start(self) -> None:
         self.http_port = free_port()
-
-    def __enter__(self) -> Self:
         env = {
             **os.environ,
             "BRIDGE_MQTT__PORT": str(self.port),
             "BRIDGE_HTTP__PORT": str(self.http_port),
             "BRIDGE_DATA_DIR": str(self._folder),
-            **self._env,
         }
-        self._log = (self._folder / "log").open("wb")
-        self._server = _Process([sys.executable, "-m", "bridge", "serve"], self._log, env)
-        self.pid = self._server.pid
-        self._server.wait_for_port(self.port)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.end()
-        if error is not None:
-            print(self._server.tail(), file=sys.stderr)
-        self._log.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def handed_on(self, acked: int, timeout: float) -> int:
-        return acked  # PUBACK means committed; `missing` checks that
+        self._run([sys.executable, "-m", "bridge", "serve"], env)
 
     def loop_lag_p99(self) -> float:
         """How late the bridge's event loop was in the last minute, in milliseconds, as it says itself."""
@@ -202,37 +206,20 @@ class Bridge:
             return float(json.load(answer)["loop_lag_p99_ms"])
 
     def missing(self, acked: int) -> int:
-        code = self._server.end()
+        if self._main is None:
+            return acked
+        code = self._main.end()
         if code:
-            raise ServerError(f"the bridge ended with {code}:\n{self._server.tail()}")
+            raise ServerError(f"the bridge ended with {code}:\n{self._main.tail()}")
         with contextlib.closing(sqlite3.connect(self._folder / "bridge.db")) as database:
             (stored,) = database.execute("SELECT count(*) FROM telemetry").fetchone()
         return acked - int(stored)
 
 
-class Acker:
+class Acker(Server):
     """The server that only acknowledges; see tests/bench/acker.py."""
 
     name = "acker"
 
-    def __init__(self) -> None:
-        self.port = free_port()
-
-    def __enter__(self) -> Self:
-        self._log = tempfile.NamedTemporaryFile("wb", prefix="bench-acker-")
-        self._server = _Process([sys.executable, "-m", "tests.bench.acker", str(self.port)], self._log)
-        self.pid = self._server.pid
-        self._server.wait_for_port(self.port)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.end()
-        self._log.close()
-
-    def handed_on(self, acked: int, timeout: float) -> int:
-        return acked
-
-    def missing(self, acked: int) -> int:
-        return 0
+    def _start(self) -> None:
+        self._run([sys.executable, "-m", "tests.bench.acker", str(self.port)])
