@@ -15,14 +15,14 @@ from bridge.errors import StartError
 # "mqttbrdg" as a big-endian integer. Advisory locks count per database.
 ADVISORY_KEY: Final = int.from_bytes(b"mqttbrdg", "big")
 
-_HOLDER: Final = (
-    "SELECT coalesce(a.application_name, '') || ', server process ' || l.pid"
-    " || coalesce(', from ' || host(a.client_addr), '')"
-    " FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid"
-    " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
-    f" AND (l.classid::bigint << 32 | l.objid::bigint) = {ADVISORY_KEY}"
-    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-)
+_HOLDER: Final = """
+SELECT coalesce(a.application_name, '') || ', server process ' || l.pid
+    || coalesce(', from ' || host(a.client_addr), '')
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+    AND (l.classid::bigint << 32 | l.objid::bigint) = $1
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 class HeldError(StartError):
@@ -72,7 +72,7 @@ def acquire_advisory(connection: DBAPIConnection) -> None:
         cursor.execute(f"SELECT pg_try_advisory_lock({ADVISORY_KEY})")
         if cursor.fetchone()[0]:
             return
-        cursor.execute(_HOLDER)
+        cursor.execute(_HOLDER, (ADVISORY_KEY,))
         row = cursor.fetchone()
     finally:
         cursor.close()

@@ -61,8 +61,8 @@ devices: Final = Table(
     Column("status", Text, nullable=False, server_default="unknown"),
     # Of the last presence transition: status and epoch only ever go forward together.
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
-    # The agent's snapshot.
-    Column("state", JSON, nullable=False, server_default="{}"),
+    # The agent's snapshot, NULL before the first one.
+    Column("state", JSON),
 )
 
 telemetry: Final = Table(

@@ -25,7 +25,7 @@ def upgrade() -> None:
         sa.Column("messages", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("status", sa.Text(), server_default="unknown", nullable=False),
         sa.Column("epoch", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("state", json, server_default="{}", nullable=False),
+        sa.Column("state", json),
         sa.PrimaryKeyConstraint("device_id", name="devices_pkey"),
     )
     op.create_table(

@@ -1,0 +1,305 @@
+"""A batch of the writer: what is handed over in it, how it is stored in one transaction, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, final
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.receipts import Outcome, Receipt
+from bridge.storage import bulk
+from bridge.storage.deadletters import DeadLetter
+from bridge.storage.devices import DeviceSnapshot
+from bridge.storage.tables import telemetry
+
+log = structlog.get_logger(__name__)
+
+Row = tuple[int, str, str, float, float, str | None, str]
+
+WIDTH: Final = bulk.TELEMETRY.width
+
+
+class Work:
+    """Something handed over that is more than one reading with its receipt."""
+
+    __slots__ = ("receipt",)
+    readings = 0
+    """How many of the batch's readings belong to it."""
+    size = 1
+
+    def __init__(self, receipt: Receipt | None = None) -> None:
+        self.receipt = receipt
+
+
+@final
+class Readings(Work):
+    """The readings of one message."""
+
+    __slots__ = ("readings", "size")
+
+    def __init__(self, count: int, receipt: Receipt | None) -> None:
+        super().__init__(receipt)
+        self.readings = self.size = count
+
+
+@final
+class Save(Work):
+    """A device's snapshot."""
+
+    __slots__ = ("snapshot",)
+
+    def __init__(self, snapshot: DeviceSnapshot) -> None:
+        super().__init__()
+        self.snapshot = snapshot
+
+
+@final
+class Transition(Work):
+    """A change of a device's presence: device_id, epoch, status, cause, at."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: tuple[str, int, str, str, float]) -> None:
+        super().__init__()
+        self.values = values
+
+
+@final
+class Letter(Work):
+    """A dead letter, with the id it will have."""
+
+    __slots__ = ("row_id", "values")
+
+    def __init__(self, letter: DeadLetter, row_id: int, receipt: Receipt | None) -> None:
+        super().__init__(receipt)
+        self.row_id = row_id
+        self.values = letter.values(row_id)
+
+
+@final
+class Change(Work):
+    """Free statements. `letter` is kept instead if the database refuses them."""
+
+    __slots__ = ("future", "letter", "result", "run")
+
+    def __init__(
+        self,
+        run: Callable[[AsyncConnection], Awaitable[Any]],
+        receipt: Receipt | None,
+        letter: DeadLetter | None,
+        future: asyncio.Future[Any],
+    ) -> None:
+        super().__init__(receipt)
+        self.run = run
+        self.letter = letter
+        self.future = future
+        self.result: Any = None
+
+
+Entry = Receipt | Work | None
+"""One hand-over: the receipt of a single reading (None if it has none), or any other Work."""
+
+
+@final
+class Batch:
+    """What goes into one transaction, in the order in which it was handed over."""
+
+    __slots__ = ("buried", "duplicates", "once", "opened_at", "order", "refusal", "rows", "size", "work")
+
+    def __init__(self) -> None:
+        self.opened_at = 0.0
+        """Event-loop time of the first hand-over, 0 while empty."""
+        self.rows: list[Any] = []
+        """The values of the readings, one after the other: built as they arrive, so that nothing is left to do."""
+        self.order: list[Entry] = []
+        self.work: list[Work] = []
+        """The Work in `order`."""
+        self.once: list[Any] = []
+        """The `once` pairs of the receipts, flat."""
+        self.size = 0
+        """Readings and other rows and changes."""
+        self.duplicates: frozenset[int] = frozenset()
+        """Ids of readings that the database had already."""
+        self.refusal: Exception | None = None
+        """Why the only entry of this batch was not stored."""
+        self.buried = False
+        """Whether a dead letter is stored in its place."""
+
+    def add(self, work: Work) -> None:
+        """Take over anything but a single reading, whose way is too short for a call (see Writer.add_reading)."""
+        self.order.append(work)
+        self.work.append(work)
+        self.size += work.size
+        if work.receipt is not None and work.receipt.once is not None:
+            self.once += work.receipt.once
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether storing it twice would not be the same as storing it once."""
+        return any(isinstance(work, Change) for work in self.work)
+
+    # ------------------------------------------------------------------ into the database
+
+    async def store(self, connection: AsyncConnection) -> None:
+        """Run everything on `connection`: rows first, of a device's snapshots only the last, then changes in order."""
+        self.duplicates = frozenset()
+        inserts = list(self._inserts())
+        counts = await bulk.insert(connection, inserts)
+        if self.rows and counts[0] * WIDTH != len(self.rows):
+            self.duplicates = await self._find_duplicates(connection)
+        for work in self.work:
+            if isinstance(work, Change):
+                work.result = await work.run(connection)
+
+    def _inserts(self) -> Iterator[tuple[bulk.Insert, list[Any]]]:
+        if self.rows:
+            yield bulk.TELEMETRY, self.rows
+        if self.once:
+            yield bulk.INBOUND_ONCE, self.once
+        snapshots: dict[str, DeviceSnapshot] = {}
+        transitions: list[Any] = []
+        statuses: dict[str, tuple[Any, ...]] = {}
+        letters: list[Any] = []
+        for work in self.work:
+            if isinstance(work, Save):
+                snapshots[work.snapshot.device_id] = work.snapshot
+            elif isinstance(work, Transition):
+                device_id, epoch, status, _cause, at = work.values
+                transitions += work.values
+                statuses[device_id] = (device_id, at, at, status, epoch)
+            elif isinstance(work, Letter):
+                letters += work.values
+        if snapshots:
+            yield bulk.DEVICES, [value for snapshot in snapshots.values() for value in _device_row(snapshot)]
+        if transitions:
+            yield bulk.PRESENCE, transitions
+            yield bulk.DEVICE_STATUS, [value for row in statuses.values() for value in row]
+        if letters:
+            yield bulk.DEAD_LETTERS, letters
+
+    async def _find_duplicates(self, connection: AsyncConnection) -> frozenset[int]:
+        ids = self.rows[::WIDTH]
+        query = select(telemetry.c.id).where(telemetry.c.id.between(ids[0], ids[-1]))
+        return frozenset(ids).difference((await connection.execute(query)).scalars())
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Two batches, the first and the second half of the hand-overs."""
+        middle = len(self.order) // 2
+        return self._part(0, middle), self._part(middle, len(self.order))
+
+    def _part(self, start: int, stop: int) -> Batch:
+        part = Batch()
+        position = sum(_readings(entry) for entry in self.order[:start]) * WIDTH
+        for entry in self.order[start:stop]:
+            length = _readings(entry) * WIDTH
+            part.rows += self.rows[position : position + length]
+            position += length
+            if isinstance(entry, Work):
+                part.add(entry)
+            else:
+                part.order.append(entry)
+                part.size += 1
+                if entry is not None and entry.once is not None:
+                    part.once += entry.once
+        return part
+
+    async def bury(self, connection: AsyncConnection, letter: DeadLetter, row_id: int) -> None:
+        """Store `letter` in place of the only entry of this batch."""
+        work = [(bulk.DEAD_LETTERS, list(letter.values(row_id)))]
+        if self.once:
+            work.append((bulk.INBOUND_ONCE, self.once))
+        await bulk.insert(connection, work)
+
+    def letter(self, at: float, topic_of: Callable[[str, str], str]) -> DeadLetter | None:
+        """What is kept of the only entry of this batch if it is refused; None if it came from no message."""
+        entry = self.order[0]
+        error = f"{type(self.refusal).__name__}: {self.refusal}"
+        if isinstance(entry, Change):
+            if entry.receipt is None and entry.letter is None:
+                return None
+            letter = entry.letter or DeadLetter(at, "", None, "", "", b"")
+            return DeadLetter(at, letter.topic, letter.device_id, "not_storable", error, letter.payload)
+        if not self.rows:
+            return None
+        device_id, stream = self.rows[1], self.rows[2]
+        payloads: list[str] = self.rows[WIDTH - 1 :: WIDTH]
+        text = payloads[0] if len(payloads) == 1 else f"[{','.join(payloads)}]"
+        payload = text.encode("utf-8", "replace")
+        return DeadLetter(at, topic_of(device_id, stream), device_id, "not_storable", error, payload)
+
+    # ------------------------------------------------------------------ after the commit
+
+    def settle(self) -> None:
+        """The transaction is committed: settle every receipt and resolve every future, in hand-over order."""
+        if self.refusal is not None:
+            self._settle_refusal(self.refusal)
+            return
+        committed = Outcome.COMMITTED
+        if not self.duplicates and not self.work:
+            for receipt in self.order:
+                if receipt is not None:
+                    _settle(receipt, committed)  # type: ignore[arg-type]  # without work there are only receipts
+            return
+        ids = self.rows[::WIDTH]
+        position = 0
+        for entry in self.order:
+            count = _readings(entry)
+            duplicate = count > 0 and self.duplicates.issuperset(ids[position : position + count])
+            position += count
+            outcome = Outcome.DEDUPLICATED if duplicate else committed
+            if not isinstance(entry, Work):
+                if entry is not None:
+                    _settle(entry, outcome)
+                continue
+            if isinstance(entry, Letter):
+                outcome = Outcome.DEAD_LETTERED
+            elif isinstance(entry, Change) and not entry.future.done():
+                entry.future.set_result(entry.result)
+            if entry.receipt is not None:
+                _settle(entry.receipt, outcome)
+
+    def _settle_refusal(self, refusal: Exception) -> None:
+        entry = self.order[0]
+        receipt = entry.receipt if isinstance(entry, Work) else entry
+        if isinstance(entry, Change) and not entry.future.done():
+            entry.future.set_exception(refusal)
+        if receipt is not None:
+            _settle(receipt, Outcome.DEAD_LETTERED if self.buried else Outcome.RETRY)
+
+    def abandon(self, error: Exception) -> None:
+        """Nobody will commit this: leave every message with its sender."""
+        for entry in self.order:
+            receipt = entry.receipt if isinstance(entry, Work) else entry
+            if isinstance(entry, Change) and not entry.future.done():
+                entry.future.set_exception(error)
+            if receipt is not None and receipt.outcome is None:
+                _settle(receipt, Outcome.RETRY)
+
+
+def _device_row(device: DeviceSnapshot) -> tuple[Any, ...]:
+    return (
+        device.device_id,
+        device.profile,
+        device.first_seen,
+        device.last_seen,
+        device.messages,
+        device.status,
+        device.epoch,
+        device.state or None,
+    )
+
+
+def _readings(entry: Entry) -> int:
+    return entry.readings if isinstance(entry, Work) else 1
+
+
+def _settle(receipt: Receipt, outcome: Outcome) -> None:
+    try:
+        receipt.settle(outcome)
+    except Exception:
+        # An owner that breaks its promise not to raise must not cost the others their receipts.
+        log.exception("a receipt could not be settled", outcome=outcome.value)

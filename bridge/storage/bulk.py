@@ -1,0 +1,117 @@
+"""Many rows in few statements, for both databases.
+
+SQLite: `executemany` lets go of Python's interpreter lock and takes it back for every row, and beside a busy event loop
+each taking waits; so rows go as multi-row VALUES, and all statements of a batch in one visit to the connection's
+thread. PostgreSQL: one array per column through `unnest`, which unlike COPY knows ON CONFLICT.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final, final
+
+from sqlalchemy import BigInteger, Column, Double, Integer, LargeBinary, Table, Text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.storage import tables
+
+_CHUNKS: Final = (1024, 256, 64, 16, 4, 1)
+"""Rows per statement on SQLite: fixed sizes, so that the driver's cache holds every statement, prepared. Any number of
+rows takes at most three statements of each smaller size."""
+
+_POSTGRES_TYPES: Final[dict[type[Any], str]] = {
+    BigInteger: "bigint",
+    Integer: "integer",
+    Double: "double precision",
+    LargeBinary: "bytea",
+    Text: "text",
+}
+
+
+@final
+class Insert:
+    """An INSERT of any number of rows; `conflict` is its ON CONFLICT clause."""
+
+    def __init__(self, table: Table, columns: tuple[str, ...], conflict: str) -> None:
+        self.width: Final = len(columns)
+        names = ", ".join(columns)
+        one = f"({', '.join('?' * self.width)})"
+        head = f"INSERT INTO {table.name} ({names})"
+        self._sqlite: Final = [(n, f"{head} VALUES {', '.join([one] * n)} {conflict}") for n in _CHUNKS]
+        arrays = ", ".join(f"${i}::{_postgres_type(table.c[c])}[]" for i, c in enumerate(columns, 1))
+        values = ", ".join(f"u.{c}::json" if table.c[c].type is tables.JSON else f"u.{c}" for c in columns)
+        self._postgres: Final = f"{head} SELECT {values} FROM unnest({arrays}) AS u({names}) {conflict}"  # noqa: S608 - our own tables and columns
+
+    def on_sqlite(self, connection: sqlite3.Connection, flat: list[Any]) -> int:
+        """Insert the rows whose values follow each other in `flat`; returns how many the database took."""
+        taken = 0
+        position = 0
+        for rows, sql in self._sqlite:
+            length = rows * self.width
+            while len(flat) - position >= length:
+                taken += connection.execute(sql, flat[position : position + length]).rowcount
+                position += length
+        return taken
+
+    async def on_postgres(self, connection: AsyncConnection, flat: list[Any]) -> int:
+        """The same on PostgreSQL."""
+        columns = tuple(flat[column :: self.width] for column in range(self.width))
+        result = await connection.exec_driver_sql(self._postgres, columns)
+        return result.rowcount
+
+
+def _postgres_type(column: Column[Any]) -> str:
+    return next(name for kind, name in _POSTGRES_TYPES.items() if isinstance(column.type, kind))
+
+
+async def insert(connection: AsyncConnection, work: list[tuple[Insert, list[Any]]]) -> list[int]:
+    """Run several inserts in order; for each, how many rows the database took."""
+    if connection.dialect.name == "postgresql":
+        return [await statement.on_postgres(connection, flat) for statement, flat in work]
+
+    def visit(raw: sqlite3.Connection) -> list[int]:
+        return [statement.on_sqlite(raw, flat) for statement, flat in work]
+
+    return await _in_thread(connection, visit)
+
+
+async def _in_thread(connection: AsyncConnection, visit: Any) -> list[int]:
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    # Not public in aiosqlite, whose version is bounded for it: its public methods cost one hop to the thread per
+    # statement, and a hop beside a busy loop costs more than the statement. A test fails when it changes.
+    result: list[int] = await driver._execute(visit, driver._conn)
+    return result
+
+
+TELEMETRY: Final = Insert(
+    tables.telemetry,
+    ("id", "device_id", "stream", "ts", "received_at", "message_id", "payload"),
+    "ON CONFLICT DO NOTHING",
+)
+
+INBOUND_ONCE: Final = Insert(tables.inbound_once, ("client_id", "packet_id"), "ON CONFLICT DO NOTHING")
+
+DEVICES: Final = Insert(
+    tables.devices,
+    ("device_id", "profile", "first_seen", "last_seen", "messages", "status", "epoch", "state"),
+    # A snapshot may be older than the last transition: status and epoch never go back.
+    "ON CONFLICT (device_id) DO UPDATE SET profile = excluded.profile, first_seen = excluded.first_seen,"
+    " last_seen = excluded.last_seen, messages = excluded.messages, state = excluded.state,"
+    " status = CASE WHEN excluded.epoch >= devices.epoch THEN excluded.status ELSE devices.status END,"
+    " epoch = CASE WHEN excluded.epoch >= devices.epoch THEN excluded.epoch ELSE devices.epoch END",
+)
+
+DEVICE_STATUS: Final = Insert(
+    tables.devices,
+    ("device_id", "first_seen", "last_seen", "status", "epoch"),
+    "ON CONFLICT (device_id) DO UPDATE SET status = excluded.status, epoch = excluded.epoch"
+    " WHERE excluded.epoch >= devices.epoch",
+)
+
+PRESENCE: Final = Insert(tables.presence, ("device_id", "epoch", "status", "cause", "at"), "ON CONFLICT DO NOTHING")
+
+DEAD_LETTERS: Final = Insert(
+    tables.dead_letters,
+    ("id", "at", "topic", "device_id", "reason", "error", "payload", "size"),
+    "ON CONFLICT DO NOTHING",
+)

@@ -1,0 +1,178 @@
+"""Commands and their history. Every change of a status is guarded by the statuses that it may follow."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.commands import Command, CommandResponse, CommandStatus
+from bridge.storage.deadletters import storable
+from bridge.storage.tables import command_events as events
+from bridge.storage.tables import commands
+
+MAX_EVENTS: Final = 100
+"""A device may repeat a late answer for ever: it is recorded while the command's history has fewer steps than this."""
+
+_UNFINISHED: Final = tuple(status.value for status in CommandStatus if not status.final)
+
+_COLUMNS: Final = (
+    commands.c.command_id,
+    commands.c.device_id,
+    commands.c.key,
+    commands.c.name,
+    commands.c.args,
+    commands.c.status,
+    commands.c.created_at,
+    commands.c.expires_at,
+    commands.c.updated_at,
+    commands.c.attempts,
+    commands.c.result,
+    commands.c.error,
+)
+
+
+class CommandEvent(NamedTuple):
+    """One step of a command: `seq` counts from 1, `at` is Unix seconds, `detail` is an error or a late result."""
+
+    seq: int
+    status: str
+    at: float
+    cause: str
+    detail: str | None
+
+
+async def insert_command(connection: AsyncConnection, command: Command, cause: str) -> tuple[Command, bool]:
+    """Store a command, or find the one with the same idempotency key of the same device. Returns the stored command
+    and whether it is this one."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    row = {
+        "command_id": command.command_id,
+        "device_id": command.device_id,
+        "key": command.key,
+        "name": command.name,
+        "args": _json(command.args),
+        "status": command.status.value,
+        "created_at": command.created_at,
+        "expires_at": command.expires_at,
+        "updated_at": command.updated_at,
+        "attempts": command.attempts,
+    }
+    result = await connection.execute(dialect.insert(commands).values(row).on_conflict_do_nothing())
+    if result.rowcount == 1:
+        await _record(connection, command.command_id, command.status.value, command.created_at, cause, None)
+        return command, True
+    query = select(*_COLUMNS).where(commands.c.device_id == command.device_id, commands.c.key == command.key)
+    stored = _command((await connection.execute(query)).one())
+    return stored, stored.command_id == command.command_id
+
+
+async def advance_command(
+    connection: AsyncConnection,
+    command_id: str,
+    *,
+    expected: AbstractSet[CommandStatus],
+    status: CommandStatus,
+    at: float,
+    cause: str,
+    result: Any = None,
+    error: str | None = None,
+) -> bool:
+    """Change the status if the present one is in `expected`; False, and no change, if it is not."""
+    values: dict[Any, Any] = {"status": status.value, "updated_at": at}
+    if result is not None:
+        values["result"] = _json(result)
+    if error is not None:
+        values["error"] = storable(error)
+    if status is CommandStatus.SENT:
+        values["attempts"] = commands.c.attempts + 1
+    changed = await connection.execute(
+        update(commands)
+        .where(commands.c.command_id == command_id, commands.c.status.in_([s.value for s in expected]))
+        .values(values)
+    )
+    if changed.rowcount == 0:
+        return False
+    await _record(connection, command_id, status.value, at, cause, error)
+    return True
+
+
+async def record_late_response(
+    connection: AsyncConnection, device_id: str, response: CommandResponse, at: float
+) -> bool:
+    """Add a response that changes nothing any more to the command's history. False: the device has no such command."""
+    # The id is the device's text: one that cannot be stored is the id of no command.
+    query = select(commands.c.command_id).where(
+        commands.c.command_id == storable(response.id), commands.c.device_id == device_id
+    )
+    if (await connection.execute(query)).first() is None:
+        return False
+    if await _last_seq(connection, response.id) >= MAX_EVENTS:
+        return True
+    detail = response.error
+    if detail is None and response.result is not None:
+        detail = _json(response.result)
+    await _record(connection, response.id, response.status.value, at, "late_response", detail)
+    return True
+
+
+async def get_command(connection: AsyncConnection, command_id: str) -> Command | None:
+    """One command, None if there is none with this id."""
+    row = (await connection.execute(select(*_COLUMNS).where(commands.c.command_id == command_id))).one_or_none()
+    return None if row is None else _command(row)
+
+
+async def open_commands(connection: AsyncConnection) -> list[Command]:
+    """All unfinished commands, oldest first."""
+    query = (
+        select(*_COLUMNS)
+        .where(commands.c.status.in_(_UNFINISHED))
+        .order_by(commands.c.created_at, commands.c.command_id)
+    )
+    return [_command(row) for row in await connection.execute(query)]
+
+
+async def command_events(connection: AsyncConnection, command_id: str, after_seq: int = 0) -> list[CommandEvent]:
+    """A command's history in order, from the step that follows `after_seq`."""
+    query = (
+        select(events.c.seq, events.c.status, events.c.at, events.c.cause, events.c.detail)
+        .where(events.c.command_id == command_id, events.c.seq > after_seq)
+        .order_by(events.c.seq)
+    )
+    return [CommandEvent(*row) for row in await connection.execute(query)]
+
+
+async def _record(
+    connection: AsyncConnection, command_id: str, status: str, at: float, cause: str, detail: str | None
+) -> None:
+    await connection.execute(
+        insert(events).values(
+            command_id=command_id,
+            seq=await _last_seq(connection, command_id) + 1,
+            status=status,
+            at=at,
+            cause=cause,
+            detail=None if detail is None else storable(detail),
+        )
+    )
+
+
+async def _last_seq(connection: AsyncConnection, command_id: str) -> int:
+    query = select(func.coalesce(func.max(events.c.seq), 0)).where(events.c.command_id == command_id)
+    return int((await connection.execute(query)).scalar_one())
+
+
+def _json(value: Any) -> str:
+    return storable(msgspec.json.encode(value).decode())
+
+
+def _command(row: Row[*tuple[Any, ...]]) -> Command:
+    command = Command(**row._mapping)
+    command.args = msgspec.json.decode(row.args)
+    command.status = CommandStatus(row.status)
+    command.result = None if row.result is None else msgspec.json.decode(row.result)
+    return command

@@ -1,0 +1,90 @@
+"""Dead letters: messages that could not be taken, kept with the reason."""
+
+from __future__ import annotations
+
+from typing import Any, Final, final
+
+import msgspec
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.storage.tables import dead_letters
+
+MAX_PAYLOAD: Final = 65_536
+"""Bytes of the payload that are kept."""
+MAX_TEXT: Final = 2_000
+"""Characters of the error that are kept."""
+MAX_TOPIC: Final = 65_535
+"""What MQTT allows (MQTT 3.1.1, 1.5.3), in bytes."""
+
+
+@final
+class DeadLetter(msgspec.Struct):
+    """A message that was refused. `reason` is a fixed word, `error` says what exactly; `at` is Unix seconds.
+
+    `id` and `size` (of the whole payload) are given when it is stored.
+    """
+
+    at: float
+    topic: str
+    device_id: str | None
+    reason: str
+    error: str
+    payload: bytes
+    id: int = 0
+    size: int = 0
+
+    def values(self, row_id: int) -> tuple[Any, ...]:
+        """The row, in a form that every database can store whatever was received."""
+        return (
+            row_id,
+            self.at,
+            storable(self.topic)[:MAX_TOPIC],
+            None if self.device_id is None else storable(self.device_id),
+            self.reason,
+            storable(self.error[:MAX_TEXT]),
+            self.payload[:MAX_PAYLOAD],
+            self.size or len(self.payload),
+        )
+
+
+def storable(text: str) -> str:
+    """`text` without what PostgreSQL or UTF-8 cannot hold: NUL and lone surrogates become U+FFFD."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+_COLUMNS: Final = (
+    dead_letters.c.at,
+    dead_letters.c.topic,
+    dead_letters.c.device_id,
+    dead_letters.c.reason,
+    dead_letters.c.error,
+    dead_letters.c.payload,
+    dead_letters.c.id,
+    dead_letters.c.size,
+)
+
+
+async def list_dead_letters(connection: AsyncConnection, limit: int, before: int | None = None) -> list[DeadLetter]:
+    """The latest first; `before` is the last id of the page before."""
+    query = select(*_COLUMNS).order_by(dead_letters.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(dead_letters.c.id < before)
+    return [DeadLetter(*row) for row in await connection.execute(query)]
+
+
+async def get_dead_letter(connection: AsyncConnection, letter_id: int) -> DeadLetter | None:
+    """One dead letter, None if there is none with this id."""
+    row = (await connection.execute(select(*_COLUMNS).where(dead_letters.c.id == letter_id))).one_or_none()
+    return None if row is None else DeadLetter(*row)
+
+
+async def delete_dead_letter(connection: AsyncConnection, letter_id: int) -> bool:
+    """Whether there was one with this id."""
+    result = await connection.execute(delete(dead_letters).where(dead_letters.c.id == letter_id))
+    return result.rowcount == 1
+
+
+async def count_dead_letters(connection: AsyncConnection) -> int:
+    """How many there are."""
+    return (await connection.execute(select(func.count()).select_from(dead_letters))).scalar_one()
