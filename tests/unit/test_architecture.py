@@ -80,12 +80,7 @@ def test_library_stays_in_its_rooms(library: str) -> None:
 
 
 def test_only_settings_and_the_command_line_read_the_environment() -> None:
-    reads = [
-        f"{m}:{n}"
-        for m, tree in house()
-        if not inside(m, ENVIRONMENT_READERS)
-        for n in environment_reads(tree)
-    ]
+    reads = [f"{m}:{n}" for m, tree in house() if not inside(m, ENVIRONMENT_READERS) for n in environment_reads(tree)]
     assert not reads
 
 
