@@ -20,8 +20,8 @@ from typing import Any
 
 from tests.bench.clients import raise_file_limit
 from tests.bench.scenarios import SCENARIOS, Bench, LoadError
-from tests.bench.servers import ServerError, program
 from tests.bench.table import Row, markdown
+from tests.servers import ServerError, program
 
 PEERS = ("bridge", "mosquitto")
 

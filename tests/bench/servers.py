@@ -21,28 +21,11 @@ from typing import IO, Self
 
 from tests.bench import wire
 from tests.bench.clients import HOST
+from tests.servers import ServerError, free_port, program
 
 START_TIMEOUT = 30.0
 """Seconds for a server to accept connections."""
 STOP_TIMEOUT = 20.0
-
-
-class ServerError(Exception):
-    """A server could not be started, or ended by itself."""
-
-
-def free_port() -> int:
-    """A port that nothing listens on at this moment."""
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def program(name: str) -> str:
-    """The path of an installed program; Debian keeps servers in /usr/sbin, which is not in everybody's PATH."""
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if found is None:
-        raise ServerError(f"{name} is not installed")
-    return found
 
 
 class _Process:
