@@ -26,7 +26,6 @@ from bridge.settings import Settings
 from bridge.storage import migrate as schema
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
-from bridge.storage.sessions import SessionStore
 from bridge.storage.writer import Writer
 from bridge.topics import Topics
 
@@ -133,11 +132,9 @@ class Bridge:
             topics,
             self.ledger,
             self.router,
-            SessionStore(self.database, self.writer),
         )
         self.services.publish = self.broker.publish
         undo.push_async_callback(self.broker.stop, grace)
-        await self.broker.restore()
         await self.router.start()
         undo.push_async_callback(self.router.stop, grace)
 

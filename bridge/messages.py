@@ -20,6 +20,11 @@ class Kind(enum.Enum):
     DESIRED = "state/desired"
     REPORTED = "state/reported"
 
+    @property
+    def from_device(self) -> bool:
+        """Whether the device itself is the sender; the others come from operators."""
+        return self not in (Kind.COMMAND, Kind.DESIRED)
+
 
 @final
 class Address:

@@ -13,7 +13,6 @@ STREAM: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 DEFAULT_STREAM: Final = "default"
 
-_FROM_DEVICE: Final = frozenset({Kind.TELEMETRY, Kind.EVENT, Kind.RESPONSE, Kind.PONG, Kind.REPORTED})
 _TO_DEVICE: Final = ("command/request", "ping", "state/delta", "error")
 _TO_ALL: Final = ("presence", "state", "command/status")
 
@@ -72,6 +71,10 @@ class Topics:
                 f"stream {stream[:80]!r} in topic {topic[:200]!r}: use one level of 1 to 64 of A-Z a-z 0-9 . _ : -",
             )
         return Address(topic, device_id, kind, stream)
+
+    def below_root(self, topic: str) -> bool:
+        """Whether a topic lies below the root, whatever it means there."""
+        return topic.startswith(self._prefix)
 
     def of(self, device_id: str, name: str) -> str:
         """The topic `name` (for example `command/request`) of a device."""

@@ -27,7 +27,6 @@ log = structlog.get_logger(__name__)
 REFUSALS_LOGGED: Final = 20
 """Lines per second about refused messages: a device that sends rubbish at full speed must not slow the others."""
 
-_TELLS_DEVICE: Final = frozenset({Kind.TELEMETRY, Kind.EVENT, Kind.RESPONSE, Kind.PONG, Kind.REPORTED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,7 @@ class Services:
             self._refusals_logged.passed_over = 0
         letter = DeadLetter(at=now, topic=topic, device_id=device_id, reason=reason, error=text[:2000], payload=payload)
         self.writer.add_dead_letter(letter, receipt)
-        if device_id is not None and kind in _TELLS_DEVICE:
+        if device_id is not None and kind is not None and kind.from_device:
             body = {"reason": reason, "error": text[:500], "topic": topic}
             self.publish_json(device_id, "error", body)
 

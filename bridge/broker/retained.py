@@ -1,0 +1,107 @@
+"""Retained messages, found by filter without walking all of them (MQTT 3.1.1, 3.3.1.3). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, final
+
+
+class Retained(NamedTuple):
+    """The last retained message of a topic."""
+
+    topic: str
+    payload: bytes
+    qos: int
+
+
+@final
+class _Node:
+    __slots__ = ("children", "message")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node] = {}
+        self.message: Retained | None = None
+
+
+@final
+class RetainedTree:
+    """At most one message per topic, at most `limit` in all; further topics are not retained."""
+
+    __slots__ = ("_limit", "_root", "count")
+
+    def __init__(self, limit: int) -> None:
+        self._root = _Node()
+        self._limit = limit
+        self.count = 0
+
+    def set(self, message: Retained) -> bool:
+        """Keep a message in place of the topic's last one [MQTT-3.3.1-5]; an empty payload clears it
+        [MQTT-3.3.1-10], [MQTT-3.3.1-11]. False if there is no room for another topic."""
+        if not message.payload:
+            self._clear(message.topic)
+            return True
+        node = self._find(message.topic)
+        if (node is None or node.message is None) and self.count >= self._limit:
+            return False
+        node = self._root
+        for level in message.topic.split("/"):
+            node = node.children.setdefault(level, _Node())
+        self.count += node.message is None
+        node.message = message
+        return True
+
+    def matching(self, topic_filter: str) -> Iterator[Retained]:
+        """The messages whose topics a filter matches [MQTT-3.3.1-6]."""
+        yield from _match(self._root, topic_filter.split("/"), 0)
+
+    def _find(self, topic: str) -> _Node | None:
+        node: _Node | None = self._root
+        for level in topic.split("/"):
+            if node is None:
+                return None
+            node = node.children.get(level)
+        return node
+
+    def _clear(self, topic: str) -> None:
+        path: list[tuple[_Node, str]] = []
+        node = self._root
+        for level in topic.split("/"):
+            child = node.children.get(level)
+            if child is None:
+                return
+            path.append((node, level))
+            node = child
+        self.count -= node.message is not None
+        node.message = None
+        for parent, level in reversed(path):
+            if node.message is not None or node.children:
+                return
+            del parent.children[level]
+            node = parent
+
+
+def _match(node: _Node, levels: list[str], depth: int) -> Iterator[Retained]:
+    if depth == len(levels):
+        if node.message is not None:
+            yield node.message
+        return
+    level = levels[depth]
+    if level == "#":
+        if node.message is not None:
+            yield node.message
+        for name, child in node.children.items():
+            if depth > 0 or not name.startswith("$"):
+                yield from _all(child)
+    elif level == "+":
+        for name, child in node.children.items():
+            if depth > 0 or not name.startswith("$"):
+                yield from _match(child, levels, depth + 1)
+    elif (found := node.children.get(level)) is not None:
+        yield from _match(found, levels, depth + 1)
+
+
+def _all(node: _Node) -> Iterator[Retained]:
+    if node.message is not None:
+        yield node.message
+    for child in node.children.values():
+        yield from _all(child)
