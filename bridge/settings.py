@@ -383,7 +383,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         if not key:
             lines.append(what)
             continue
-        given = MASK if key == "http.token" else _masked(key, fault["input"])
+        given = MASK if key in ("http.token", "mqtt.plugins") else _masked(key, fault["input"])
         lines.append(f"{key} is {given!r} ({origins.get(key, 'default')}): {what[:1].lower()}{what[1:]}")
     return "; ".join(lines)
 
