@@ -1,0 +1,1 @@
+"""Devices that behave like real ones, and the replay of recorded data: MQTT clients of any broker."""
