@@ -130,8 +130,8 @@ async def list_devices(connection: AsyncConnection, limit: int, after: str | Non
 
 async def count_by_status(connection: AsyncConnection) -> dict[str, int]:
     """How many devices are in each status."""
-    rows = await connection.execute(select(devices.c.status, func.count()).group_by(devices.c.status))
-    return dict(row.tuple() for row in rows)
+    rows = await connection.execute(select(devices.c.status, func.count().label("number")).group_by(devices.c.status))
+    return {row.status: row.number for row in rows}
 
 
 async def forget_presence(connection: AsyncConnection, at: float) -> list[tuple[str, int]]:

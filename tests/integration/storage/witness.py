@@ -1,0 +1,71 @@
+"""Somebody else who looks at the database, with the plain drivers: what they see is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import asyncpg
+
+
+class Witness(Protocol):
+    """A connection that is not the bridge's."""
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """What a query returns."""
+
+    async def execute(self, sql: str) -> None:
+        """Run one statement."""
+
+    async def close(self) -> None:
+        """End the connection."""
+
+
+class SqliteWitness:
+    """On SQLite. Transactions only where a test begins them."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = sqlite3.connect(url.removeprefix("sqlite+aiosqlite:///"), isolation_level=None)
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """What a query returns."""
+        return self._connection.execute(sql).fetchall()
+
+    async def execute(self, sql: str) -> None:
+        """Run one statement."""
+        self._connection.execute(sql)
+
+    async def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+
+class PostgresWitness:
+    """On PostgreSQL."""
+
+    def __init__(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        self._connection = connection
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """What a query returns."""
+        return [tuple(record.values()) for record in await self._connection.fetch(sql)]
+
+    async def execute(self, sql: str) -> None:
+        """Run one statement."""
+        await self._connection.execute(sql)
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._connection.close()
+
+
+async def eventually(check: Callable[[], bool], what: str, timeout: float = 10.0, interval: float = 0.005) -> None:
+    """Return when `check` is true; fail naming `what` when it was not within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not check():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout:g} s in vain for {what}")
+        await asyncio.sleep(interval)
