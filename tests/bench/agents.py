@@ -149,7 +149,7 @@ async def asleep(seconds: float) -> list[dict[str, Any]]:
     Measured with fewer of them and multiplied (100,000 and 1,000,000 gave the same memory per device to 2%):
     a million take a minute and a half to create, most of it in the garbage collector.
     """
-    devices = 250_000 if seconds >= 3.0 else 50_000
+    devices = 250_000 if seconds >= 2.0 else 50_000
     ledger = Ledger()
     router = Router(_services(_NoWriter(), _NoLoader()))
     payload = next(wire.telemetry(1, time.time()))

@@ -37,6 +37,20 @@ def resident_bytes(pid: int) -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def wait_until_quiet(pid: int, timeout: float = 10.0) -> None:
+    """Return when a process has used less than a twentieth of a core for half a second, or after `timeout` seconds.
+
+    What a server still does for connections that were just opened must not be charged to the messages after them.
+    """
+    deadline = time.monotonic() + timeout
+    used = cpu_seconds(pid)
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        before, used = used, cpu_seconds(pid)
+        if used - before <= 0.025:
+            return
+
+
 def input_closed() -> bool:
     """Whether whoever started us has closed our standard input, which means: stop."""
     readable, _, _ = select.select([sys.stdin], [], [], 0)

@@ -71,7 +71,7 @@ class Bench:
     """How long to measure, whom, and what was found wrong on the way."""
 
     rounds: int = 3
-    seconds: float = 3.0
+    seconds: float = 2.5
     devices: int = DEVICES
     peers: tuple[str, ...] = ("bridge", "mosquitto")
     problems: list[str] = field(default_factory=list)

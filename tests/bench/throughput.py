@@ -9,7 +9,7 @@ from collections import deque
 
 from tests.bench import wire
 from tests.bench.clients import Client, Fleet, ServerGoneError, full_service, hello
-from tests.bench.measure import Result, Window, cpu_seconds, percentiles, say_ready
+from tests.bench.measure import Result, Window, cpu_seconds, percentiles, say_ready, wait_until_quiet
 
 
 def bursts(args: argparse.Namespace) -> Result:
@@ -87,6 +87,8 @@ def closed(args: argparse.Namespace) -> Result:
     for client, payload in zip(clients, wire.telemetry(len(clients), time.time()), strict=True):
         client.data = wire.publish(client.topic, payload, 1)
     ack = wire.puback(1)
+    if args.pid:
+        wait_until_quiet(args.pid)
     say_ready()
     window = Window(args.seconds, args.until_eof)
     idle = deque(clients[: args.senders or None])
