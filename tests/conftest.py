@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 import uvloop
+
+from tests.servers import ServerError, program
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -19,7 +19,7 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 
 NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "postgres": ("postgresql", ("initdb", "postgres", "pg_ctl")),
+    "postgres": ("postgresql", ("initdb", "postgres")),
     "mosquitto": ("mosquitto mosquitto-clients", ("mosquitto", "mosquitto_pub", "mosquitto_sub")),
     "strace": ("strace", ("strace",)),
     "browser": ("chromium", ("chromium",)),
@@ -27,16 +27,15 @@ NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Marker (or fixture of the same name) → Debian's packages, and the programs that must be there."""
 
 
-def search_path() -> str:
-    """PATH, and where Debian puts server programs that it keeps off an ordinary user's PATH."""
-    postgres = (str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))
-    return os.pathsep.join([os.environ.get("PATH", os.defpath), *postgres, "/usr/sbin"])
-
-
 def missing(need: str) -> list[str]:
     """The programs of `need` that this machine does not have."""
-    path = search_path()
-    return [program for program in NEEDS[need][1] if shutil.which(program, path=path) is None]
+    absent = []
+    for name in NEEDS[need][1]:
+        try:
+            program(name)
+        except ServerError:
+            absent.append(name)
+    return absent
 
 
 def servers_required() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.servers import free_port
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -23,14 +23,6 @@ STOP_WITHIN = 10.0
 """Seconds that SIGTERM may take: a promise of `serve`."""
 
 Row = tuple[Any, ...]
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def clean_environment() -> dict[str, str]:

@@ -16,7 +16,8 @@ from typing import Self
 import pytest
 
 from tests.acceptance.conftest import MakeBridge
-from tests.acceptance.process import BridgeProcess, clean_environment, free_port
+from tests.acceptance.process import BridgeProcess, clean_environment
+from tests.servers import free_port
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
