@@ -1,122 +1,85 @@
-"""The bridge's API as the operator's commands use it."""
+"""The running bridge's HTTP API, as the operator's commands call it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Final, Self, final
-from urllib.parse import quote
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
-from bridge.commands import CommandStatus
+from bridge.cli.target import reachable
 from bridge.errors import BridgeError
-from bridge.settings import Settings
 
-WAIT: Final = 20.0
-"""Seconds that one question about a command waits for news."""
-PAGE: Final = 1000
+if TYPE_CHECKING:
+    import httpx
 
-Step = dict[str, Any]
+    from bridge.settings import Settings
 
-
-def connect(url: str | None, token: str | None) -> Api:
-    """The API at `url`; without one, that of the bridge whose settings apply here, with its token."""
-    if url is None:
-        http = Settings.load().http
-        if token is None and http.token is not None:
-            token = http.token.get_secret_value()
-        url = f"http://{bracketed(reachable(http.host))}:{http.port}"
-    return Api(url, token)
+TIMEOUT: Final = 15.0
+"""Seconds for one answer, beyond what the bridge was asked to wait."""
 
 
-def reachable(host: str) -> str:
-    """The address by which this machine reaches what listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not listened on
+class ApiError(BridgeError):
+    """The bridge does not answer, or refuses what was asked."""
 
 
-def bracketed(host: str) -> str:
-    """`host` as it stands in a URL."""
-    return f"[{host}]" if ":" in host else host
-
-
-@final
 class Api:
-    """One bridge's API; a context manager. Every method raises BridgeError with what the bridge said."""
+    """GET and POST of JSON documents."""
 
-    def __init__(self, url: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def get(self, path: str, parameters: Mapping[str, Any] | None = None, wait: float = 0.0) -> Any:
+        """The document at `path`; `wait`: seconds that the bridge was asked to wait. Raises ApiError."""
+        return self._call("GET", path, params=parameters, timeout=TIMEOUT + wait)
+
+    def post(self, path: str, body: Any) -> Any:
+        """The answer to `body`. Raises ApiError."""
+        return self._call("POST", path, json=body)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        import httpx
+
+        url = self._client.base_url
         try:
-            self._client = httpx.Client(
-                base_url=f"{self.url}/api/v1",
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-                timeout=httpx.Timeout(15.0, read=WAIT + 15.0),
-                transport=transport,
-            )
-        except (httpx.InvalidURL, UnicodeError) as error:
-            raise BridgeError(f"{url!r} is no URL of a bridge: {error}") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.close()
-
-    def devices(self, limit: int) -> Iterator[dict[str, Any]]:
-        """The first `limit` devices in the order of their ids."""
-        after = ""
-        while limit > 0:
-            page = self._ask("GET", "/devices", params={"limit": min(limit, PAGE), "after": after})
-            yield from page["devices"]
-            limit -= len(page["devices"])
-            after = page["next"]
-            if after is None:
-                return
-
-    def dead_letters(self, limit: int) -> list[dict[str, Any]]:
-        """The latest dead letters."""
-        found: list[dict[str, Any]] = self._ask("GET", "/dead-letters", params={"limit": limit})["dead_letters"]
-        return found
-
-    def send(self, device_id: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Store a command; the command as it stands then."""
-        return self._ask("POST", f"/devices/{quote(device_id, safe='')}/commands", json=body)
-
-    def follow(self, command_id: str) -> Iterator[tuple[dict[str, Any], list[Step]]]:
-        """The command with its new steps, as often as there are some, until it is done."""
-        after = 0
-        while True:
-            found = self._ask("GET", f"/commands/{command_id}", params={"wait": WAIT, "after_seq": after})
-            command, steps = found["command"], found["events"]
-            yield command, steps
-            if CommandStatus(command["status"]).final:
-                return
-            after = max((step["seq"] for step in steps), default=after)
-
-    def _ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
-        try:
-            response = self._client.request(method, path, **content)
+            response = self._client.request(method, path, **arguments)
+            document = response.json()
         except httpx.ConnectError as error:
-            raise BridgeError(
-                f"no bridge answers at {self.url} ({error}): is it running? BRIDGE_URL says where another one is"
-            ) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise BridgeError(f"{self.url} does not answer: {str(error) or type(error).__name__}") from error
-        if response.is_success:
-            try:
-                answer: dict[str, Any] = response.json()
-            except ValueError as error:
-                raise BridgeError(f"what answers at {self.url} is not a bridge") from error
-            return answer
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            raise BridgeError(f"{self.url} wants its token: set BRIDGE_TOKEN to what the bridge has as http.token")
-        raise BridgeError(_detail(response))
+            raise ApiError(f"no bridge answers at {url} (BRIDGE_URL): {error}") from error
+        except httpx.HTTPError as error:
+            raise ApiError(f"{url}: {type(error).__name__} {error}") from error
+        except ValueError as error:
+            raise ApiError(f"{url} (BRIDGE_URL) answers {response.status_code} without JSON: no bridge?") from error
+        if response.is_error:
+            detail = document.get("detail", document) if isinstance(document, dict) else document
+            hint = " (BRIDGE_TOKEN)" if response.status_code == 401 else ""
+            raise ApiError(f"{detail}{hint}")
+        return document
 
 
-def _detail(response: httpx.Response) -> str:
+@contextmanager
+def connect() -> Iterator[Api]:
+    """The API at BRIDGE_URL with BRIDGE_TOKEN; without BRIDGE_URL that of the bridge with this machine's settings."""
+    import httpx
+
+    url, token = os.environ.get("BRIDGE_URL"), os.environ.get("BRIDGE_TOKEN")
+    if not url:
+        from bridge.settings import Settings
+
+        settings = Settings.load()
+        url = base_url(settings)
+        if not token and settings.http.token is not None:
+            token = settings.http.token.get_secret_value()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"{response.request.url} answers {response.status_code} {response.reason_phrase}"
+        client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ApiError(f"BRIDGE_URL {url!r}: {error}") from error
+    with client:
+        yield Api(client)
+
+
+def base_url(settings: Settings, port: int | None = None) -> str:
+    """Where a bridge with these settings answers on this machine; `port`, if it chose one itself."""
+    host = reachable(settings.http.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.http.port if port is None else port}"

@@ -1,258 +1,205 @@
-"""What an operator does: list devices and dead letters, send a command, watch the messages."""
+"""What an operator does with a running bridge: `devices`, `send`, `deadletters`."""
 
 from __future__ import annotations
 
-import asyncio
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import quote
 
-import aiomqtt
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from bridge.cli import api
-from bridge.cli.screen import cell, console, printable, table
-from bridge.commands import CommandStatus
-from bridge.errors import BridgeError
-from bridge.settings import Settings
+from bridge.cli import terminal
+from bridge.cli.api import Api, connect
+from bridge.cli.terminal import JsonOption
 
-NOT_DONE: Final = 3
-"""Exit code of `send` for a command that failed, expired or was cancelled."""
-TAIL_QUEUE: Final = 10_000
-"""Messages that wait to be printed; when the screen is slower than the devices, more are left out."""
-
-Url = Annotated[
-    str | None,
-    typer.Option(envvar="BRIDGE_URL", help="The bridge's HTTP address; without it, what the settings here say."),
-]
-Token = Annotated[str | None, typer.Option(envvar="BRIDGE_TOKEN", help="The bridge's http.token.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
-Limit = Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")]
-
-_STYLES: Final = {
-    "online": "green", "silent": "yellow", "offline": "red", "unknown": "dim",
-    "succeeded": "green", "in_progress": "cyan", "failed": "red", "expired": "red", "cancelled": "yellow",
-    "telemetry": "green", "event": "magenta", "command": "cyan", "presence": "yellow", "error": "red",
-}  # fmt: skip
+PAGE: Final = 1_000
+"""Devices per page: the most that the API gives at once."""
+WAIT: Final = 20.0
+"""Seconds that one look at a command waits for its next step."""
+FINAL: Final = ("succeeded", "failed", "expired", "cancelled")
+COLOURS: Final = {
+    "online": "green",
+    "silent": "yellow",
+    "offline": "red",
+    "succeeded": "green",
+    **dict.fromkeys(("failed", "expired", "cancelled"), "red"),
+}
 
 
-def register(app: typer.Typer) -> None:
-    """Add `devices`, `deadletters`, `send` and `tail`."""
-    app.command()(devices)
-    app.command()(deadletters)
-    app.command()(send)
-    app.command()(tail)
-
-
-def devices(limit: Limit = 1000, as_json: AsJson = False, url: Url = None, token: Token = None) -> None:
-    """List the devices that the bridge knows."""
-    with api.connect(url, token) as bridge:
-        found = list(bridge.devices(limit))
-    if as_json:
-        _print_json(found)
-        return
-    listing = table("device", "status", "last heard", "messages", "streams")
-    for device in found:
-        listing.add_row(
-            cell(device["device_id"]),
-            cell(device["status"], _STYLES.get(device["status"], "")),
-            cell(_local(device["last_seen"])),
-            cell(device["messages"]),
-            cell(", ".join(device["streams"])),
-        )
-    console().print(listing if found else "no devices yet")
-    if len(found) == limit:
-        console().print(f"The first {limit}; --limit shows more.", style="dim")
-
-
-def deadletters(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
-    as_json: AsJson = False,
-    url: Url = None,
-    token: Token = None,
+def devices(
+    as_json: JsonOption = False,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many, in the order of their ids.")] = 1_000,
 ) -> None:
-    """List the messages that were refused, the latest first, each with its reason."""
-    with api.connect(url, token) as bridge:
-        found = bridge.dead_letters(limit)
+    """List the devices: status, when they were last heard, their last readings."""
+    found: list[dict[str, Any]] = []
+    following = ""
+    with connect() as api:
+        while len(found) < limit:
+            page = api.get("/api/v1/devices", {"limit": min(PAGE, limit - len(found)), "after": following})
+            found += page["devices"]
+            following = page.get("next") or ""
+            if not following:
+                break
     if as_json:
-        _print_json(found)
+        print(json.dumps(found))
         return
-    listing = table("received", "topic", "reason", "error", "payload")
-    for letter in found:
-        listing.add_row(
-            cell(_local(letter["at"])),
-            cell(letter["topic"]),
-            cell(letter["reason"], "red"),
-            cell(letter["error"]),
-            cell(_short(letter["payload"])),
+    now = datetime.now(UTC)
+    rows = [
+        (
+            device.get("device_id", ""),
+            _status(device.get("status", "")),
+            _ago(now, device.get("last_seen")),
+            f"{device.get('messages', 0):,}",
+            _readings(device.get("streams", {})),
         )
-    console().print(listing if found else "no dead letters")
+        for device in found
+    ]
+    terminal.console().print(terminal.table(("device", "status", "last seen", "messages", "last reading"), rows))
+    if following:
+        terminal.console(stderr=True).print(f"There are more: --limit {limit * 10}")
 
 
 def send(
-    device: Annotated[str, typer.Argument(help="The device's id.", show_default=False)],
-    name: Annotated[str, typer.Argument(help="What it is to do, for example reboot.", show_default=False)],
-    arg: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="An argument; the value may be JSON. Can be given several times."),
-    ] = None,
-    args: Annotated[str | None, typer.Option(metavar="JSON", help="All arguments as one JSON value.")] = None,
+    device: Annotated[str, typer.Argument(help="The device's id.")],
+    name: Annotated[str, typer.Argument(help="The command, as the device knows it.")],
+    arg: Annotated[list[str] | None, typer.Option(help="An argument, key=value; may be given again.")] = None,
+    args: Annotated[str | None, typer.Option(help="All arguments as one JSON value.")] = None,
     ttl: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="When to give up; the bridge has a default.")
+        float | None, typer.Option(help="Seconds until the command expires.", show_default="the bridge's")
     ] = None,
     key: Annotated[
-        str | None,
-        typer.Option("--id", help="Idempotency key: sent again with the same one, it is the same command."),
+        str | None, typer.Option("--id", help="Idempotency key: sent again, it is the same command.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the command to its end.")] = True,
-    as_json: AsJson = False,
-    url: Url = None,
-    token: Token = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to its end.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
-    """Send a command to a device and show what becomes of it.
-
-    Exit code 0: it succeeded, or was stored with --no-wait; 3: it failed, expired or was cancelled.
-    """
-    given = {"name": name, "args": _arguments(arg, args), "ttl": ttl, "id": key}
-    with api.connect(url, token) as bridge:
-        command = bridge.send(device, {field: value for field, value in given.items() if value is not None})
-        if not wait:
-            if as_json:
-                _print_json({"command": command, "events": []})
-            else:
-                typer.echo(f"{command['command_id']} {command['status']}")
-            return
-        command, steps = _follow(bridge, command, quiet=as_json)
-    if as_json:
-        _print_json({"command": command, "events": steps})
-    if command["status"] != CommandStatus.SUCCEEDED:
-        raise typer.Exit(NOT_DONE)
-
-
-def _follow(bridge: api.Api, command: dict[str, Any], *, quiet: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The command at its end and all its steps; each is printed when it comes, unless `quiet`."""
-    screen = console()
-    steps: list[dict[str, Any]] = []
-    try:
-        for now, news in bridge.follow(command["command_id"]):
-            command = now
-            steps += news
-            if not quiet:
-                for step in news:
-                    _print_step(screen, step)
-    except BridgeError as error:
-        raise BridgeError(
-            f"{error}. The command is stored: the same one with --id {command['key']} goes on following it"
-        ) from error
-    if not quiet:
-        if command["error"]:
-            screen.print(Text(printable(command["error"]), "red"))
-        if command["result"] is not None:
-            screen.print(Text(printable(json.dumps(command["result"], ensure_ascii=False))))
-    return command, steps
-
-
-def _print_step(screen: Console, step: dict[str, Any]) -> None:
-    screen.print(
-        Text.assemble(
-            (_local(step["at"], "%H:%M:%S.%f")[:-3], "dim"),
-            "  ",
-            (f"{step['status']:<11}", _STYLES.get(step["status"], "")),
-            "  ",
-            (printable(step["cause"]), "dim"),
+    """Send a command to a device and show what becomes of it. Exit code 3: it did not succeed."""
+    body = {"name": name, "args": _arguments(arg or [], args), "ttl": ttl, "id": key}
+    with connect() as api:
+        command = api.post(
+            f"/api/v1/devices/{quote(device, safe='')}/commands",
+            {name: value for name, value in body.items() if value is not None},
         )
-    )
+        if not wait:
+            print(json.dumps(command) if as_json else command["command_id"])
+            return
+        if not as_json:
+            print(f"command {command['command_id']}: {terminal.safe(name)} for {terminal.safe(device)}", flush=True)
+        view = _follow(api, command["command_id"], quiet=as_json)
+    if as_json:
+        print(json.dumps(view))
+    else:
+        _print_end(view["command"])
+    if view["command"]["status"] != "succeeded":
+        raise typer.Exit(3)
 
 
-def _arguments(pairs: list[str] | None, whole: str | None) -> Any:
-    """The command's arguments. Raises typer.BadParameter."""
-    if whole is not None:
-        if pairs:
-            raise typer.BadParameter("use --arg or --args, not both")
+def deadletters(
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="Show the latest so many.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List the messages that were refused, the latest first, with the reason."""
+    with connect() as api:
+        letters = api.get("/api/v1/dead-letters", {"limit": limit})["dead_letters"]
+    if as_json:
+        print(json.dumps(letters))
+        return
+    columns = ("at", "reason", "topic", "error", "payload")
+    rows = [
+        (
+            _local(letter["at"], "%Y-%m-%d %H:%M:%S"),
+            letter["reason"],
+            letter["topic"][:120],
+            letter["error"],
+            letter["payload"][:60],
+        )
+        for letter in letters
+    ]
+    terminal.console().print(terminal.table(columns, rows) if rows else "Nothing was refused.")
+
+
+def _arguments(pairs: list[str], document: str | None) -> Any:
+    """The command's arguments; None for none. A value that is JSON is taken as such, else as a text."""
+    if pairs and document is not None:
+        raise typer.BadParameter("give either --arg or --args", param_hint="--args")
+    if document is not None:
         try:
-            return json.loads(whole)
+            return json.loads(document)
         except ValueError as error:
-            raise typer.BadParameter(f"--args is not JSON: {error}") from error
-    if not pairs:
-        return None
-    arguments: dict[str, Any] = {}
+            raise typer.BadParameter(f"not JSON: {error}", param_hint="--args") from error
+    arguments = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(f"--arg {pair!r}: write NAME=VALUE")
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{pair!r} is not key=value", param_hint="--arg")
         try:
-            arguments[name] = json.loads(value)
+            arguments[key] = json.loads(value)
         except ValueError:
-            arguments[name] = value
-    return arguments
+            arguments[key] = value
+    return arguments or None
 
 
-def tail(
-    device: Annotated[str, typer.Option(metavar="ID", help="Only this device.")] = "",
-    topic: Annotated[str, typer.Option(metavar="FILTER", help="This topic filter instead of the bridge's own.")] = "",
-    host: Annotated[str, typer.Option(help="The broker; without it, what the settings here say.")] = "",
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The broker's port.", show_default=False)] = None,
-    username: Annotated[str | None, typer.Option(help="For brokers that ask for one.", show_default=False)] = None,
-    password: Annotated[
-        str | None, typer.Option(envvar="MQTT_PASSWORD", help="Better in the variable.", show_default=False)
-    ] = None,
-) -> None:
-    """Show the messages at the broker as they come, until Ctrl-C."""
-    if device and topic:
-        raise typer.BadParameter("use --device or --topic, not both")
-    settings = Settings.load()
-    host = host or api.reachable(settings.mqtt.host)
-    port = port or settings.mqtt.port
-    pattern = topic or f"{settings.topic_root}/{device or '+'}/#"
-    asyncio.run(_tail(host, port, username, password, pattern, len(settings.topic_root.split("/")) + 1))
+def _bridge(url: str | None, token: str | None) -> Api:
+    from bridge.cli.api import connect  # not above: the other commands need no HTTP client
+
+    return connect(url, token)
 
 
-async def _tail(
-    host: str, port: int, username: str | None, password: str | None, pattern: str, kind_level: int
-) -> None:
-    screen = console()
-    try:
-        async with aiomqtt.Client(
-            host, port, username=username, password=password, max_queued_incoming_messages=TAIL_QUEUE
-        ) as client:
-            granted = await client.subscribe(pattern)
-            if any((code if isinstance(code, int) else code.value) >= 0x80 for code in granted):
-                raise BridgeError(f"the broker at {host}:{port} does not let this client read {pattern!r}")
-            async for message in client.messages:
-                _print_message(screen, message, kind_level)
-    except (aiomqtt.MqttError, ValueError) as error:
-        raise BridgeError(f"broker at {host}:{port}: {error}") from error
+def _follow(api: Api, command_id: str, *, quiet: bool) -> dict[str, Any]:
+    """Wait for the command's end, printing each step; the command with all its steps."""
+    events: list[dict[str, Any]] = []
+    screen = terminal.console()
+    while True:
+        seen = events[-1]["seq"] if events else 0
+        view = api.get(f"/api/v1/commands/{command_id}", {"wait": WAIT, "after_seq": seen}, wait=WAIT)
+        for event in view["events"]:
+            events.append(event)
+            if not quiet:
+                step = Text.assemble(_local(event["at"]), "  ", _status(f"{event['status']:<12}"))
+                screen.print(step.append(terminal.safe(event.get("cause", "")), "dim"))
+        # The steps may have been read before the last one: what counts is that the last one is there.
+        if events and events[-1]["status"] in FINAL:
+            return {"command": view["command"], "events": events}
+        if view["command"]["status"] in FINAL and not view["events"]:
+            return {"command": view["command"], "events": events}
 
 
-def _print_message(screen: Console, message: aiomqtt.Message, kind_level: int) -> None:
-    levels = message.topic.value.split("/")
-    kind = levels[kind_level] if len(levels) > kind_level else ""
-    payload = message.payload
-    text = payload.decode("utf-8", "backslashreplace") if isinstance(payload, bytes) else str(payload)
-    screen.print(
-        Text.assemble(
-            (f"{datetime.now().astimezone():%H:%M:%S.%f}"[:-3], "dim"),
-            " ",
-            (printable(message.topic.value), _STYLES.get(kind, "")),
-            " ",
-            ("(retained) " if message.retain else "", "dim"),
-            printable(text),
-        ),
-        soft_wrap=True,
-    )
+def _print_end(command: Mapping[str, Any]) -> None:
+    if command.get("result") is not None:
+        print(f"result: {terminal.safe(json.dumps(command['result']))}")
+    if command.get("error"):
+        print(f"error: {terminal.safe(command['error'])}")
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def _status(status: str) -> Text:
+    return Text(terminal.safe(status), COLOURS.get(status.strip(), ""))
 
 
-def _local(text: str, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    """A time of the API in this machine's time zone."""
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone().strftime(form)
+def _local(moment: str, form: str = "") -> str:
+    """An RFC 3339 time as the local clock shows it: by default hours to milliseconds."""
+    local = datetime.fromisoformat(moment).astimezone()
+    return local.strftime(form) if form else local.time().isoformat("milliseconds")
 
 
-def _short(text: str, width: int = 60) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _ago(now: datetime, moment: str | None) -> str:
+    if moment is None:
+        return ""
+    seconds = max(0, int((now - datetime.fromisoformat(moment)).total_seconds()))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def _readings(streams: Mapping[str, Any]) -> str:
+    """The last values of each stream, without the id and the time of the reading."""
+    texts = []
+    for stream, latest in streams.items():
+        values = latest.get("values") if isinstance(latest, dict) else None
+        if isinstance(values, dict):
+            shown = ", ".join(f"{key} {value}" for key, value in values.items() if key not in ("id", "ts"))
+            texts.append(shown if stream == "default" else f"{stream}: {shown}")
+    return "; ".join(texts)[:120]

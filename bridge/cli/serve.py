@@ -1,0 +1,163 @@
+"""`mqtt-bridge serve`: the bridge, if wanted with simulated devices beside it and a summary on the screen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import structlog
+import typer
+
+from bridge import logs
+from bridge.cli import terminal
+from bridge.cli.api import bracketed
+from bridge.cli.summary import line, panel
+from bridge.cli.target import reachable
+from bridge.errors import SettingsError, StartError
+from bridge.settings import Settings
+
+if TYPE_CHECKING:
+    from bridge.app import Bridge
+
+CHILD_ENDS_WITHIN: Final = 3.0
+"""Seconds that the simulated devices get to disconnect."""
+LOG_FILE: Final = "bridge.log"
+
+log = structlog.get_logger(__name__)
+
+
+def serve(
+    config: terminal.ConfigOption = None,
+    simulate: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Start N simulated devices as well.", show_default="none")
+    ] = 0,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Show a live summary; the log goes into a file in the data directory.")
+    ] = False,
+    migrate: Annotated[
+        bool | None,
+        typer.Option("--migrate/--no-migrate", help="Bring the database schema up to date.", show_default="as set"),
+    ] = None,
+) -> None:
+    """Run the bridge until Ctrl-C or SIGTERM."""
+    settings = Settings.load(config)
+    if simulate and not settings.mqtt.allow_anonymous:
+        raise SettingsError(
+            "--simulate needs mqtt.allow_anonymous: its devices have no passwords."
+            " `mqtt-bridge simulate --username …` in another terminal can have one"
+        )
+    log_file = settings.data_dir / LOG_FILE if summary else None
+    if log_file is not None:
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            logs.configure(settings.log.level, settings.log.format, log_file)
+        except OSError as error:
+            raise StartError(f"cannot write {log_file}: {error.strerror}; see BRIDGE_DATA_DIR") from error
+    else:
+        logs.configure(settings.log.level, settings.log.format)
+    terminal.run(_serve(settings, simulate, log_file, migrate))
+
+
+async def _serve(settings: Settings, devices: int, log_file: Path | None, migrate: bool | None) -> None:
+    from bridge import app
+    from bridge.cli.summary import Summary
+
+    screen = terminal.console()
+    async with contextlib.AsyncExitStack() as beside:
+
+        async def ready(bridge: Bridge) -> None:
+            if log_file is not None or screen.is_terminal:
+                for line in hints(bridge, devices):
+                    screen.print(line)
+            if devices:
+                await beside.enter_async_context(_simulated(bridge, devices))
+            if log_file is not None:
+                screen.print(f"The log is in {log_file}. Ctrl-C ends the bridge.\n")
+                await beside.enter_async_context(Summary(bridge.summary, screen))
+
+        await app.serve(settings, migrate=migrate, on_ready=ready)
+
+
+# ---------------------------------------------------------------------- simulated devices
+
+
+@contextlib.asynccontextmanager
+async def _simulated(bridge: Bridge, devices: int) -> AsyncIterator[None]:
+    """Simulated devices as a process of their own, which ends with the context.
+
+    It also ends when this process does, however that ends: it watches the other end of its standard input. It has a
+    session of its own, so that Ctrl-C reaches it only through us.
+    """
+    settings = bridge.settings
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bridge", "simulate", "--until-stdin-closes",
+        "--devices", str(devices),
+        "--host", reachable(settings.mqtt.host),
+        "--port", str(bridge.mqtt_port),
+        "--root", settings.topic_root,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    watch = asyncio.create_task(_watch(child), name="simulated devices")
+    try:
+        yield
+    finally:
+        watch.cancel()
+        await asyncio.wait([watch])
+        await _end(child)
+
+
+async def _watch(child: asyncio.subprocess.Process) -> None:
+    """Put what the devices complain about into the log, and that they have ended, if they do."""
+    assert child.stderr is not None  # noqa: S101 - it was made with a pipe
+    while line := await child.stderr.read(4096):
+        log.warning("simulated devices", said=line.decode(errors="replace").strip())
+    log.error("the simulated devices have ended", exit_code=await child.wait())
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        child.terminate()
+    try:
+        async with asyncio.timeout(CHILD_ENDS_WITHIN):
+            await child.communicate()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+# ---------------------------------------------------------------------- what to type next
+
+
+def hints(bridge: Bridge, devices: int) -> Iterator[str]:
+    """What the user can type in a second terminal, as it works there."""
+    settings = bridge.settings
+    root = settings.topic_root
+    url = f"http://{bracketed(reachable(settings.http.host))}:{bridge.http_port}"
+    program = terminal.program()
+    if bridge.http_port != 8080:
+        program = f"BRIDGE_URL={url} {program}"
+    yield f"The bridge is running: MQTT on {settings.mqtt.host}:{bridge.mqtt_port}, HTTP on {url}"
+    yield "In a second terminal:"
+    yield f"  publish   {_publish(reachable(settings.mqtt.host), bridge.mqtt_port, f'{root}/fridge-7/telemetry')}"
+    yield f"  command   {program} send {'sim-0001' if devices else 'fridge-7'} reboot"
+    yield f"  look      {program} devices"
+    yield f"            {program} tail --host {reachable(settings.mqtt.host)} --port {bridge.mqtt_port}"
+    yield f"            {url}/api/v1/summary (browser)"
+
+
+def _publish(host: str, port: int, topic: str) -> str:
+    if shutil.which("mosquitto_pub") is None:
+        # paho comes with our own environment.
+        call = f"publish.single({topic!r}, '{{\\\"temperature\\\": 4.2}}', qos=1, hostname={host!r}, port={port})"
+        return f'{sys.executable} -c "from paho.mqtt import publish; {call}"'
+    where = ("" if host in ("127.0.0.1", "localhost") else f" -h {host}") + ("" if port == 1883 else f" -p {port}")
+    return f"mosquitto_pub{where} -t {topic} -q 1 -m '{{\"temperature\": 4.2}}'"
