@@ -1,8 +1,11 @@
 """Many rows in few statements, for both databases.
 
 SQLite: `executemany` lets go of Python's interpreter lock and takes it back for every row, and beside a busy event loop
-each taking waits; so rows go as multi-row VALUES, and all statements of a batch in one visit to the connection's
-thread. PostgreSQL: one array per column through `unnest`, which unlike COPY knows ON CONFLICT.
+each taking waits; so the rows of a batch go as one statement, and all statements of a batch in one visit to the
+connection's thread. Statements come in sizes of powers of two, which the driver keeps prepared, and are filled up with
+rows of NULLs that the statement leaves out: a fill costs less than the wait for a second statement.
+
+PostgreSQL: one array per column through `unnest`, which unlike COPY knows ON CONFLICT.
 """
 
 from __future__ import annotations
@@ -15,9 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.storage import tables
 
-_CHUNKS: Final = (1024, 256, 64, 16, 4, 1)
-"""Rows per statement on SQLite: fixed sizes, so that the driver's cache holds every statement, prepared. Any number of
-rows takes at most three statements of each smaller size."""
+_PARAMETERS: Final = 32_766
+"""SQLite's limit for one statement (https://www.sqlite.org/limits.html, 9)."""
 
 _POSTGRES_TYPES: Final[dict[type[Any], str]] = {
     BigInteger: "bigint",
@@ -37,7 +39,13 @@ class Insert:
         names = ", ".join(columns)
         one = f"({', '.join('?' * self.width)})"
         head = f"INSERT INTO {table.name} ({names})"
-        self._sqlite: Final = [(n, f"{head} VALUES {', '.join([one] * n)} {conflict}") for n in _CHUNKS]
+        largest = _PARAMETERS // self.width
+        # Only our own tables' and columns' names go into the text.
+        self._sqlite: Final = [
+            (2**n, f"{head} SELECT * FROM (VALUES {', '.join([one] * 2**n)}) WHERE column1 IS NOT NULL {conflict}")  # noqa: S608
+            for n in range(largest.bit_length())
+            if 2**n <= largest
+        ]
         arrays = ", ".join(f"${i}::{_postgres_type(table.c[c])}[]" for i, c in enumerate(columns, 1))
         values = ", ".join(f"u.{c}::json" if table.c[c].type is tables.JSON else f"u.{c}" for c in columns)
         self._postgres: Final = f"{head} SELECT {values} FROM unnest({arrays}) AS u({names}) {conflict}"  # noqa: S608 - our own tables and columns
@@ -45,12 +53,12 @@ class Insert:
     def on_sqlite(self, connection: sqlite3.Connection, flat: list[Any]) -> int:
         """Insert the rows whose values follow each other in `flat`; returns how many the database took."""
         taken = 0
-        position = 0
-        for rows, sql in self._sqlite:
-            length = rows * self.width
-            while len(flat) - position >= length:
-                taken += connection.execute(sql, flat[position : position + length]).rowcount
-                position += length
+        largest = self._sqlite[-1][0] * self.width
+        for position in range(0, len(flat), largest):
+            part = flat[position : position + largest]
+            rows, sql = next(sized for sized in self._sqlite if sized[0] * self.width >= len(part))
+            part += [None] * (rows * self.width - len(part))
+            taken += connection.execute(sql, part).rowcount
         return taken
 
     async def on_postgres(self, connection: AsyncConnection, flat: list[Any]) -> int:
