@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 import pytest
@@ -164,7 +165,8 @@ async def test_postgres_that_does_not_wait_for_its_disk_is_made_to(url: str, wit
 async def test_the_one_hop_into_aiosqlite_is_still_there(tmp_path: Path) -> None:
     """bulk.insert relies on `Connection._execute` and `_conn`, which aiosqlite does not promise."""
     async with aiosqlite.connect(tmp_path / "x.db") as connection:
-        result = await connection._execute(lambda raw: raw.execute("SELECT 42").fetchone(), connection._conn)
+        untyped: Any = connection
+        result = await untyped._execute(lambda raw: raw.execute("SELECT 42").fetchone(), untyped._conn)
     assert result == (42,)
 
 

@@ -6,13 +6,14 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.breaker import State
+from bridge.breaker import Breaker, State
 from bridge.errors import CircuitOpenError, StorageUnavailableError
 from bridge.receipts import Ledger, Outcome, Receipt
 from bridge.storage import database as database_module
@@ -42,10 +43,9 @@ async def count_up(connection: AsyncConnection) -> int:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breakers that open for a short time, so that tests of long outages are not long tests."""
-    original = database_module.Breaker
 
-    def impatient(name: str, **settings: object) -> object:
-        return original(name, **(settings | {"open_for": 0.05, "max_open": 0.2}))  # type: ignore[arg-type]  # as given
+    def impatient(name: str, **settings: Any) -> Breaker:
+        return Breaker(name, **(settings | {"open_for": 0.05, "max_open": 0.2}))
 
     monkeypatch.setattr(database_module, "Breaker", impatient)
     monkeypatch.setattr(engine, "SQLITE_BUSY_TIMEOUT", 0.05)
