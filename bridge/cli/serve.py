@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import structlog
 import typer
+from rich.text import Text
 
-from bridge import logs
 from bridge.cli import terminal
-from bridge.cli.api import bracketed
-from bridge.cli.summary import line, panel
+from bridge.cli.api import base_url
 from bridge.cli.target import reachable
 from bridge.errors import SettingsError, StartError
-from bridge.settings import Settings
 
 if TYPE_CHECKING:
     from bridge.app import Bridge
+    from bridge.settings import Settings
 
 CHILD_ENDS_WITHIN: Final = 3.0
 """Seconds that the simulated devices get to disconnect."""
@@ -45,6 +44,9 @@ def serve(
     ] = None,
 ) -> None:
     """Run the bridge until Ctrl-C or SIGTERM."""
+    from bridge import logs
+    from bridge.settings import Settings
+
     settings = Settings.load(config)
     if simulate and not settings.mqtt.allow_anonymous:
         raise SettingsError(
@@ -73,11 +75,11 @@ async def _serve(settings: Settings, devices: int, log_file: Path | None, migrat
         async def ready(bridge: Bridge) -> None:
             if log_file is not None or screen.is_terminal:
                 for line in hints(bridge, devices):
-                    screen.print(line)
+                    screen.print(Text(line), soft_wrap=True)
             if devices:
                 await beside.enter_async_context(_simulated(bridge, devices))
             if log_file is not None:
-                screen.print(f"The log is in {log_file}. Ctrl-C ends the bridge.\n")
+                screen.print(Text(f"The log is in {log_file}. Ctrl-C ends the bridge.\n"), soft_wrap=True)
                 await beside.enter_async_context(Summary(bridge.summary, screen))
 
         await app.serve(settings, migrate=migrate, on_ready=ready)
@@ -141,16 +143,16 @@ def hints(bridge: Bridge, devices: int) -> Iterator[str]:
     """What the user can type in a second terminal, as it works there."""
     settings = bridge.settings
     root = settings.topic_root
-    url = f"http://{bracketed(reachable(settings.http.host))}:{bridge.http_port}"
+    url = base_url(settings, bridge.http_port)
     program = terminal.program()
-    if bridge.http_port != 8080:
-        program = f"BRIDGE_URL={url} {program}"
+    web = f"BRIDGE_URL={url} {program}" if bridge.http_port != 8080 else program
+    mqtt = f" --port {bridge.mqtt_port}" if bridge.mqtt_port != 1883 else ""
     yield f"The bridge is running: MQTT on {settings.mqtt.host}:{bridge.mqtt_port}, HTTP on {url}"
     yield "In a second terminal:"
     yield f"  publish   {_publish(reachable(settings.mqtt.host), bridge.mqtt_port, f'{root}/fridge-7/telemetry')}"
-    yield f"  command   {program} send {'sim-0001' if devices else 'fridge-7'} reboot"
-    yield f"  look      {program} devices"
-    yield f"            {program} tail --host {reachable(settings.mqtt.host)} --port {bridge.mqtt_port}"
+    yield f"  command   {web} send {'sim-0001' if devices else 'fridge-7'} reboot"
+    yield f"  look      {web} devices"
+    yield f"            {program} tail{mqtt}"
     yield f"            {url}/api/v1/summary (browser)"
 
 
