@@ -30,12 +30,13 @@ class Kind(enum.Enum):
 class Address:
     """Where a bridge topic leads: made once per topic and connection, then reused for every message."""
 
-    __slots__ = ("device_id", "kind", "stream", "topic")
+    __slots__ = ("device_id", "from_device", "kind", "stream", "topic")
 
     def __init__(self, topic: str, device_id: str, kind: Kind, stream: str = "") -> None:
         self.topic = topic
         self.device_id = device_id
         self.kind = kind
+        self.from_device = kind.from_device
         self.stream = stream
         """The telemetry stream or the kind of event; empty for the other kinds."""
 

@@ -22,15 +22,20 @@ MAX_STREAMS: Final = 64
 """Streams of one device whose last values are kept in memory; readings of further ones are stored all the same."""
 
 
-class Latest(msgspec.Struct, array_like=True):
+@final
+class Latest:
     """A stream's last reading: measured at `ts` (Unix seconds), the JSON as it was sent."""
 
-    ts: float
-    values: msgspec.Raw
+    __slots__ = ("payload", "ts")
+
+    def __init__(self, ts: float, payload: str) -> None:
+        self.ts = ts
+        self.payload = payload
 
 
 class _State(msgspec.Struct):
-    streams: dict[str, Latest] = {}
+    # What of the device is stored as JSON: for each stream the time and the values of its last reading.
+    streams: dict[str, tuple[float, msgspec.Raw]] = {}
 
 
 class _Pong(msgspec.Struct):
@@ -86,7 +91,8 @@ class Device:
             self.presence = Presence(Status(snapshot.status), snapshot.epoch, snapshot.last_seen)
             self._changed = False
             if snapshot.state:
-                self.streams = _states.decode(snapshot.state).streams
+                streams = _states.decode(snapshot.state).streams
+                self.streams = {name: Latest(ts, bytes(values).decode()) for name, (ts, values) in streams.items()}
         self._counted_as = self.presence.status
         self._agent = self._new_agent()
 
@@ -94,23 +100,22 @@ class Device:
 
     def handle(self, message: Message) -> None:
         """Handle one message from the broker. Raises RefusedError when it cannot be accepted as it is."""
-        kind = message.address.kind
-        if kind is Kind.COMMAND:
-            self._accept_command(message)
-            return
-        if kind is Kind.DESIRED:
-            raise RefusedError("unsupported", "the device twin is not part of this version")
-        self._heard(message.received_at)
-        if kind is Kind.TELEMETRY:
-            self._record(message, message.address.stream)
-        elif kind is Kind.EVENT:
-            self._record(message, "event/" + message.address.stream)
-        elif kind is Kind.RESPONSE:
-            self._take_response(message)
-        elif kind is Kind.PONG:
-            self._take_pong(message)
-        else:
-            raise RefusedError("unsupported", "the device twin is not part of this version")
+        address = message.address
+        if address.from_device:
+            self._heard(message.received_at)
+        match address.kind:
+            case Kind.TELEMETRY:
+                self._record(message, address.stream)
+            case Kind.EVENT:
+                self._record(message, "event/" + address.stream)
+            case Kind.RESPONSE:
+                self._take_response(message)
+            case Kind.PONG:
+                self._take_pong(message)
+            case Kind.COMMAND:
+                self._accept_command(message)
+            case Kind.DESIRED | Kind.REPORTED:
+                raise RefusedError("unsupported", "the device twin is not part of this version")
 
     def _record(self, message: Message, stream: str) -> None:
         received_at = message.received_at
@@ -139,10 +144,10 @@ class Device:
         latest = self.streams.get(stream)
         if latest is None:
             if len(self.streams) < MAX_STREAMS:
-                self.streams[stream] = Latest(ts, msgspec.Raw(payload))
+                self.streams[stream] = Latest(ts, payload)
         elif ts >= latest.ts:
             latest.ts = ts
-            latest.values = msgspec.Raw(payload)
+            latest.payload = payload
 
     def _take_pong(self, message: Message) -> None:
         try:
@@ -259,6 +264,7 @@ class Device:
 
     def save(self) -> None:
         """Hand the state to the writer: the last one in a batch is stored."""
+        state = _State({name: (latest.ts, msgspec.Raw(latest.payload)) for name, latest in self.streams.items()})
         snapshot = DeviceSnapshot(
             device_id=self.id,
             profile=self.profile,
@@ -267,7 +273,7 @@ class Device:
             messages=self.messages,
             status=self.presence.status.value,
             epoch=self.presence.epoch,
-            state=msgspec.json.encode(_State(self.streams)).decode(),
+            state=msgspec.json.encode(state).decode(),
         )
         self._changed = False
         self._save_at = self._services.clock() + self._services.rules.snapshot_interval
