@@ -16,6 +16,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from tests.acceptance.process import BridgeProcess
 
+WINDOW = 100
+"""Messages that a client sends ahead of their acknowledgements."""
+
 
 def mosquitto_pub(bridge: BridgeProcess, topic: str, payload: bytes | str, *arguments: str) -> None:
     """Publish once with Mosquitto's client, which returns when the message is acknowledged."""
@@ -36,6 +39,7 @@ class Device(paho.Client):
         self.refused: str | None = None
         self.on_connect = self._connected
         self.reconnect_delay_set(min_delay=1, max_delay=1)
+        self.max_inflight_messages_set(WINDOW)
         if credentials:
             self.username_pw_set(credentials["username"], credentials["password"])
         self.connect_async("127.0.0.1", bridge.mqtt_port, keepalive=30)
@@ -67,18 +71,14 @@ class Load:
     """A device that publishes numbered readings with QoS 1 as fast as they are acknowledged, and goes on
     after the connection broke. It knows which ids it has sent and which were acknowledged."""
 
-    WINDOW = 100
-    """Sent and not yet acknowledged: far below paho's own limit on packet ids."""
-
     def __init__(self, bridge: BridgeProcess, name: str) -> None:
         self.name = name
         self.sent: set[str] = set()
         self.acknowledged: set[str] = set()
         self._ids: dict[int, str] = {}
         self._stop = threading.Event()
-        self._room = threading.Semaphore(self.WINDOW)
+        self._room = threading.Semaphore(WINDOW)
         self._client = Device(bridge, name)
-        self._client.max_inflight_messages_set(self.WINDOW)
         self._client.on_publish = self._on_publish
         self._thread = threading.Thread(target=self._publish, name=name)
 
