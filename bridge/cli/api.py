@@ -72,7 +72,8 @@ def connect() -> Iterator[Api]:
             token = settings.http.token.get_secret_value()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT)
+        # Not by way of a proxy that the environment names for the internet: a bridge is on this machine or near.
+        client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, trust_env=False)
     except (httpx.InvalidURL, ValueError) as error:
         raise ApiError(f"BRIDGE_URL {url!r}: {error}") from error
     with client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import typer
@@ -140,12 +140,6 @@ def _arguments(pairs: list[str], document: str | None) -> Any:
         except ValueError:
             arguments[key] = value
     return arguments or None
-
-
-def _bridge(url: str | None, token: str | None) -> Api:
-    from bridge.cli.api import connect  # not above: the other commands need no HTTP client
-
-    return connect(url, token)
 
 
 def _follow(api: Api, command_id: str, *, quiet: bool) -> dict[str, Any]:

@@ -56,7 +56,8 @@ async def _tail(target: Target, topic_filter: str, prefix: str) -> None:
         try:
             async with client(target, "", window=1) as connection:
                 granted = await connection.subscribe(topic_filter)
-                if any(int(getattr(code, "value", code)) >= 0x80 for code in granted):
+                # MQTT 3.1.1, 3.9.3: 0x80 is a refusal.
+                if any((code if isinstance(code, int) else code.value) >= 0x80 for code in granted):
                     raise BridgeError(f"the broker does not grant a subscription to {topic_filter}")
                 connected = True
                 async for message in connection.messages:

@@ -1,0 +1,54 @@
+"""The command `mqtt-bridge`. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 a command to a device did not
+succeed, 130 ended by Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from bridge import __version__
+from bridge.cli import doctor, machine, operate, serve, simulate, tail, terminal
+from bridge.errors import BridgeError, SettingsError
+
+app = typer.Typer(
+    name="mqtt-bridge",
+    help="MQTT Agent Bridge: a broker, an agent per device and a database in one process.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(serve.serve)
+app.command()(simulate.simulate)
+app.command()(operate.devices)
+app.command()(operate.send)
+app.command()(operate.deadletters)
+app.command()(tail.tail)
+app.command()(machine.config)
+app.command()(machine.migrate)
+app.command()(machine.passwd)
+app.command()(doctor.doctor)
+app.command(hidden=True)(machine.healthcheck)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line on stderr."""
+    try:
+        app(prog_name="mqtt-bridge")
+    except BridgeError as error:
+        terminal.complain(str(error))
+        sys.exit(2 if isinstance(error, SettingsError) else 1)

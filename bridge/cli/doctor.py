@@ -1,0 +1,193 @@
+"""`mqtt-bridge doctor`: whether this machine can run the bridge as it is set."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import typer
+from rich.text import Text
+
+from bridge.cli import terminal
+from bridge.cli.api import base_url
+from bridge.cli.terminal import ConfigOption
+from bridge.errors import BridgeError, StartError
+
+if TYPE_CHECKING:
+    from bridge.settings import Settings
+
+FILES_BESIDE_CONNECTIONS: Final = 200
+"""Open files for the database, HTTP and the log."""
+FREE_BYTES: Final = 500_000_000
+"""Below this a busy bridge may fill the disk before somebody looks."""
+DATABASE_WITHIN: Final = 10.0
+CLOCK_WATCHED: Final = 0.2
+"""Seconds over which the two clocks are compared."""
+CLOCK_OFF: Final = 0.05
+EARLIEST_YEAR: Final = 2025
+"""A clock that says an earlier year was never set."""
+
+
+class Finding(NamedTuple):
+    """What one check found; `advice` says what to do where it is not right."""
+
+    right: bool
+    subject: str
+    text: str
+    advice: str = ""
+
+
+def doctor(config: ConfigOption = None) -> None:
+    """Check this machine: open files, ports, disk, database, clock. Exit code 1 if something is not right."""
+    from bridge.settings import Settings
+
+    settings = Settings.load(config)
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_python, _files, _ports, _disk, _database, _clock)
+    screen = terminal.console()
+    right = True
+    for check in checks:
+        for finding in check(settings):
+            mark = ("✓ ", "green") if finding.right else ("✗ ", "bold red")
+            screen.print(Text.assemble(mark, f"{finding.subject}: {finding.text}"))
+            if not finding.right:
+                right = False
+                screen.print(Text(f"  {finding.advice}"))
+    if not right:
+        raise typer.Exit(1)
+
+
+def _python(_: Settings) -> Iterator[Finding]:
+    yield Finding(
+        sys.version_info >= (3, 11),
+        "Python",
+        f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+        "Python 3.11 or newer is needed",
+    )
+    if sys.platform == "win32":
+        return
+    try:
+        yield Finding(True, "uvloop", version("uvloop"))
+    except PackageNotFoundError:
+        yield Finding(False, "uvloop", "not installed", "install it: without it the bridge is about half as fast")
+
+
+def _files(settings: Settings) -> Iterator[Finding]:
+    wanted = settings.mqtt.max_connections + FILES_BESIDE_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shown = f"{_limit(soft)} (up to {_limit(hard)}), {wanted:,} needed for mqtt.max_connections"
+    advice = f"before `serve`: ulimit -n {wanted}"
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        advice = (
+            f"raise the hard limit (systemd: LimitNOFILE={wanted}; a container: --ulimit nofile={wanted}),"
+            f" or lower BRIDGE_MQTT__MAX_CONNECTIONS below {hard:,}"
+        )
+    yield Finding(soft == resource.RLIM_INFINITY or soft >= wanted, "open files", shown, advice)
+
+
+def _limit(number: int) -> str:
+    return "unlimited" if number == resource.RLIM_INFINITY else f"{number:,}"
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    running = _a_bridge_runs(settings)
+    for subject, host, port, variable in (
+        ("MQTT port", settings.mqtt.host, settings.mqtt.port, "BRIDGE_MQTT__PORT"),
+        ("HTTP port", settings.http.host, settings.http.port, "BRIDGE_HTTP__PORT"),
+    ):
+        yield _port(subject, host, port, variable, running)
+
+
+def _port(subject: str, host: str, port: int, variable: str, running: bool) -> Finding:
+    from bridge.ports import bind, holder_of
+
+    if port == 0:
+        return Finding(True, subject, "any free one")
+    try:
+        bind(host, port, variable).close()
+    except StartError as error:
+        holder = holder_of(port)
+        if running and holder is not None:
+            return Finding(True, subject, f"{port}, in use by {holder}: a bridge is running")
+        return Finding(False, subject, str(error), f"stop what uses it, or set {variable}")
+    except OSError as error:
+        return Finding(False, subject, f"{host}: {error}", f"correct {variable.replace('PORT', 'HOST')}")
+    return Finding(True, subject, f"{port} on {host} is free")
+
+
+def _a_bridge_runs(settings: Settings) -> bool:
+    import httpx
+
+    try:
+        answer = httpx.get(f"{base_url(settings)}/healthz", timeout=2.0, trust_env=False)
+        return answer.is_success and bool(answer.json().get("status") == "ok")
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return False
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    folder = settings.data_dir.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"x")
+    except OSError as error:
+        yield Finding(
+            False,
+            "data directory",
+            f"{folder}: {error.strerror}",
+            "give this user the right to write there, or set BRIDGE_DATA_DIR",
+        )
+        return
+    made = "" if existing == folder else " (will be made)"
+    yield Finding(True, "data directory", f"{folder}{made} can be written")
+    free = shutil.disk_usage(existing).free
+    yield Finding(
+        free >= FREE_BYTES,
+        "disk",
+        f"{free / 1e9:,.1f} GB free",
+        f"free some, or move the data with BRIDGE_DATA_DIR: at least {FREE_BYTES / 1e9:g} GB",
+    )
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    from bridge.storage import engine
+    from bridge.storage import migrate as schema
+
+    async def look() -> tuple[str | None, str]:
+        async with asyncio.timeout(DATABASE_WITHIN):
+            return await schema.current(settings.database_url), await schema.head()
+
+    try:
+        dialect = engine.dialect_of(engine.parse(settings.database_url))
+        current, head = terminal.run(look())
+    except TimeoutError:
+        yield Finding(False, "database", f"no answer within {DATABASE_WITHIN:g} s", "see BRIDGE_DATABASE__URL")
+        return
+    except BridgeError as error:
+        yield Finding(False, "database", str(error), "start the database, or correct BRIDGE_DATABASE__URL")
+        return
+    if current == head:
+        yield Finding(True, "database", f"{dialect}, schema {head}")
+    else:
+        # `serve` brings it up to date unless it is told not to.
+        text = f"{dialect}, schema {current or 'not there yet'}, this version needs {head}"
+        yield Finding(settings.database.migrate, "database", text, "run `mqtt-bridge migrate`")
+
+
+def _clock(_: Settings) -> Iterator[Finding]:
+    wall, monotonic = time.time(), time.monotonic()
+    time.sleep(CLOCK_WATCHED)
+    drift = abs((time.time() - wall) - (time.monotonic() - monotonic))
+    now = datetime.now(UTC)
+    right = drift < CLOCK_OFF and now.year >= EARLIEST_YEAR
+    shown = f"{now:%Y-%m-%d %H:%M:%S} UTC" + (f", jumped by {drift:.3f} s just now" if drift >= CLOCK_OFF else "")
+    yield Finding(right, "clock", shown, "set the clock and keep it right with NTP: readings without a time get its")
