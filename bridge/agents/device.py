@@ -262,10 +262,10 @@ class Device:
         """Whether the stored state is all there is to know, so that the device may leave memory."""
         return not (self._links or self._changed or (self.commands is not None and self.commands.open))
 
-    def save(self) -> None:
-        """Hand the state to the writer: the last one in a batch is stored."""
+    def snapshot(self) -> DeviceSnapshot:
+        """The state as it is stored."""
         state = _State({name: (latest.ts, msgspec.Raw(latest.payload)) for name, latest in self.streams.items()})
-        snapshot = DeviceSnapshot(
+        return DeviceSnapshot(
             device_id=self.id,
             profile=self.profile,
             first_seen=self.first_seen,
@@ -275,9 +275,12 @@ class Device:
             epoch=self.presence.epoch,
             state=msgspec.json.encode(state).decode(),
         )
+
+    def save(self) -> None:
+        """Hand the state to the writer: the last one in a batch is stored."""
         self._changed = False
         self._save_at = self._services.clock() + self._services.rules.snapshot_interval
-        self._services.writer.save_device(snapshot)
+        self._services.writer.save_device(self.snapshot())
 
     def restart_agent(self) -> None:
         """Build the device logic anew, after it has raised."""

@@ -23,6 +23,11 @@ def routes(context: Context) -> APIRouter:
     api = APIRouter()
     database = context.database
 
+    def now(stored: devices.DeviceSnapshot) -> devices.DeviceSnapshot:
+        # What an agent in memory knows is newer than what it has stored.
+        device = context.router.find(stored.device_id)
+        return stored if device is None else device.snapshot()
+
     @api.get("/summary", tags=["bridge"])
     async def summary() -> dict[str, Any]:
         """Devices, rates, commands, agents and the ledger at a glance."""
@@ -40,7 +45,7 @@ def routes(context: Context) -> APIRouter:
         """Devices in the order of their ids; `after` is the last id of the page before."""
         found = await database.read(lambda connection: devices.list_devices(connection, limit, after or None))
         following = found[-1].device_id if len(found) == limit else None
-        return models.DevicePage(devices=[_view(snapshot) for snapshot in found], next=following)
+        return models.DevicePage(devices=[_view(now(snapshot)) for snapshot in found], next=following)
 
     @api.get("/devices/{device_id}", tags=["devices"])
     async def one(device_id: DeviceId) -> models.DeviceView:
@@ -48,7 +53,7 @@ def routes(context: Context) -> APIRouter:
         snapshot = await context.services.loader.load(device_id)
         if snapshot is None:
             raise HTTPException(404, f"no device {device_id!r} has been heard of")
-        return _view(snapshot)
+        return _view(now(snapshot))
 
     @api.get("/devices/{device_id}/telemetry", tags=["devices"])
     async def readings(

@@ -86,7 +86,7 @@ class CommandWithEvents(Model):
 
 
 class DeviceView(Model):
-    """A device as it was last stored; what its agent has seen since then follows within seconds."""
+    """A device as its agent knows it, or as it was last stored."""
 
     device_id: str
     profile: str
