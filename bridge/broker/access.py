@@ -6,6 +6,7 @@ import enum
 from typing import Final, final
 
 from bridge.broker.subscriptions import contains, matches
+from bridge.errors import RefusedError
 from bridge.topics import Topics, is_device_id
 
 
@@ -20,34 +21,56 @@ class Role(enum.StrEnum):
 
 @final
 class Rights:
-    """What one client may publish and subscribe to. None stands for everything."""
+    """What one client may publish and subscribe to. Computed when asked for: a client asks once per topic, and ten
+    thousand clients keep no lists."""
 
-    __slots__ = ("_publish", "_subscribe")
+    __slots__ = ("_name", "_role", "_topics")
 
-    def __init__(self, publish: list[str] | None = None, subscribe: list[str] | None = None) -> None:
-        self._publish = publish
-        self._subscribe = subscribe
+    def __init__(self, role: Role | None, name: str, topics: Topics) -> None:
+        """`name` is the user's, for a device its id; without a role everything is allowed."""
+        self._role = role
+        self._name = name
+        self._topics = topics
 
     def may_publish(self, topic: str) -> bool:
-        """Whether a topic is within the client's filters."""
-        return self._publish is None or any(matches(allowed, topic) for allowed in self._publish)
+        """Whether the client may send a message to `topic`."""
+        if self._role is None:
+            return True
+        if self._role is Role.OPERATOR:
+            return self._comes_from_operators(topic)
+        return is_device_id(self._name) and any(
+            matches(allowed, topic) for allowed in self._topics.device_may_publish(self._name)
+        )
 
     def may_subscribe(self, topic_filter: str) -> bool:
         """A filter is granted only if it is contained in an allowed one: `devices/+` does not grant `devices/#`."""
-        return self._subscribe is None or any(contains(allowed, topic_filter) for allowed in self._subscribe)
+        if self._role is not Role.DEVICE:
+            return True
+        return is_device_id(self._name) and any(
+            contains(allowed, topic_filter) for allowed in self._topics.device_may_subscribe(self._name)
+        )
 
     def may_receive(self, topic: str) -> bool:
         """Whether a message on `topic` may be delivered: checked again on delivery of retained messages."""
-        return self._subscribe is None or any(matches(allowed, topic) for allowed in self._subscribe)
+        return self.may_subscribe(topic)
+
+    def _comes_from_operators(self, topic: str) -> bool:
+        topics = self._topics
+        if not topics.below_root(topic):
+            return True
+        try:
+            address = topics.parse(topic)
+        except RefusedError:
+            return True  # nobody's: it becomes a dead letter that says what is wrong with it
+        if address is not None:
+            return not address.kind.from_device
+        device_id = topic.removeprefix(topics.root + "/").partition("/")[0]
+        return topic not in topics.device_may_subscribe(device_id)
 
 
-EVERYTHING: Final = Rights()
+EVERYTHING: Final = Rights(None, "", Topics())
 
 
 def rights_of(role: Role, name: str, topics: Topics) -> Rights:
     """The rights of an authenticated user. A device's user name is its device id."""
-    if role is Role.OPERATOR:
-        return EVERYTHING
-    if not is_device_id(name):
-        return Rights([], [])
-    return Rights(topics.device_may_publish(name), topics.device_may_subscribe(name))
+    return Rights(role, name, topics)

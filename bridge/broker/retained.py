@@ -34,6 +34,11 @@ class RetainedTree:
         self._limit = limit
         self.count = 0
 
+    @property
+    def empty(self) -> bool:
+        """Whether not even a branch is left."""
+        return not self._root.children
+
     def set(self, message: Retained) -> bool:
         """Keep a message in place of the topic's last one [MQTT-3.3.1-5]; an empty payload clears it
         [MQTT-3.3.1-10], [MQTT-3.3.1-11]. False if there is no room for another topic."""

@@ -64,13 +64,17 @@ class SubscriptionTree(Generic[S]):
         for parent, level in reversed(path):
             if node.subscribers is not None or node.children:
                 break
-            assert_children = parent.children
-            if assert_children is not None:
-                del assert_children[level]
+            if parent.children is not None:
+                del parent.children[level]
             node = parent
         self.count -= 1
         self.version += 1
         return True
+
+    @property
+    def empty(self) -> bool:
+        """Whether not even a branch is left."""
+        return self._root.children is None or not self._root.children
 
     def match(self, topic: str) -> dict[S, int]:
         """Who gets a message on `topic`, each once, at the highest QoS of their matching filters [MQTT-3.3.5-1]."""
