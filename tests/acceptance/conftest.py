@@ -15,8 +15,7 @@ MakeBridge = Callable[..., BridgeProcess]
 
 @pytest.fixture
 def make_bridge(tmp_path: Path) -> Iterator[MakeBridge]:
-    """Makes bridges that are not started yet. Those that still run when the test ends must hold their ledger,
-    with nothing in flight, and must stop on SIGTERM with exit code 0."""
+    """Makes bridges that are not started yet; at the end of the test each must `finish`."""
     made: list[BridgeProcess] = []
 
     def make(**settings: str) -> BridgeProcess:
@@ -27,9 +26,7 @@ def make_bridge(tmp_path: Path) -> Iterator[MakeBridge]:
     try:
         yield make
         for bridge in made:
-            if bridge.running:
-                bridge.settled_ledger()
-                assert bridge.terminate() == 0
+            bridge.finish()
     finally:
         for bridge in made:
             if bridge.running:

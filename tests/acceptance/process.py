@@ -49,6 +49,8 @@ class BridgeProcess:
         self.command = list(command)
         self.token: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self.ended = True
+        """Whether the process has ended as the test wanted, or was never started."""
         self.environment = clean_environment() | {
             "BRIDGE_MQTT__PORT": str(self.mqtt_port),
             "BRIDGE_HTTP__PORT": str(self.http_port),
@@ -71,6 +73,7 @@ class BridgeProcess:
         """Start `serve` and return at once."""
         assert not self.running, "it is running already"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.ended = False
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, "serve", *arguments],
@@ -93,6 +96,22 @@ class BridgeProcess:
         until(ready, "the bridge to be ready", timeout)
         return self
 
+    def refuse(self, *arguments: str) -> int:
+        """Start `serve`, which must end by itself, and return its exit code."""
+        code = self.launch(*arguments).wait(30)
+        self.ended = True
+        return code
+
+    def finish(self) -> None:
+        """End what still runs at the end of a test: its ledger must hold, with nothing in flight, and SIGTERM must
+        end it with exit code 0. A process that ended without being told to is a failure."""
+        if self.ended:
+            return
+        assert self.process is not None
+        assert self.process.poll() is None, f"serve ended by itself, with {self.process.returncode}"
+        self.settled_ledger()
+        assert self.terminate() == 0
+
     def terminate(self) -> int:
         """SIGTERM; the exit code, within the promised time."""
         assert self.process is not None
@@ -103,7 +122,9 @@ class BridgeProcess:
         """The exit code of a process that was told to end."""
         assert self.process is not None
         try:
-            return self.process.wait(STOP_WITHIN)
+            code = self.process.wait(STOP_WITHIN)
+            self.ended = True
+            return code
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"not stopped within {STOP_WITHIN:g} s:\n{self.output()}") from None
@@ -113,6 +134,7 @@ class BridgeProcess:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+        self.ended = True
 
     def output(self) -> str:
         """Everything the process has written to the terminal so far."""

@@ -51,8 +51,7 @@ def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
     bridge = BridgeProcess(tmp_path_factory.mktemp("bad-input")).start()
     try:
         yield bridge
-        bridge.settled_ledger()
-        assert bridge.terminate() == 0
+        bridge.finish()
     finally:
         if bridge.running:
             bridge.kill()

@@ -26,7 +26,7 @@ def recorded(path: Path, form: str) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("station", FORMATS)
 def test_replay_is_exact(bridge: BridgeProcess, station: str) -> None:
-    (path,) = DATA.glob(f"{station}*.csv")
+    path = DATA / f"{station}-excerpt.csv"
     expected = recorded(path, FORMATS[station])
     assert len({ts for ts, _ in expected}) == len(expected) >= 48
 

@@ -50,7 +50,7 @@ def test_a_port_that_is_taken_is_named(make_bridge: MakeBridge, setting: str) ->
         other.listen()
         port = str(other.getsockname()[1])
         bridge = make_bridge(**{setting: port})
-        assert bridge.launch().wait(20) == 1
+        assert bridge.refuse() == 1
     said = bridge.output()
     assert port in said
     assert setting in said
@@ -60,14 +60,14 @@ def test_a_port_that_is_taken_is_named(make_bridge: MakeBridge, setting: str) ->
 
 def test_anonymous_clients_are_refused_beyond_loopback(make_bridge: MakeBridge) -> None:
     bridge = make_bridge(BRIDGE_MQTT__HOST="0.0.0.0")  # noqa: S104 - what is refused here
-    assert bridge.launch().wait(20) in (1, 2)
+    assert bridge.refuse() in (1, 2)
     assert "anonymous" in bridge.output()
     assert "Traceback" not in bridge.output()
 
 
 def test_an_unknown_setting_names_the_nearest(make_bridge: MakeBridge) -> None:
     bridge = make_bridge(BRIDGE_MQTT__PROT="1883")
-    assert bridge.launch().wait(20) == 2
+    assert bridge.refuse() == 2
     assert "BRIDGE_MQTT__PROT" in bridge.output()
     assert re.search("mqtt.port|BRIDGE_MQTT__PORT", bridge.output())
 
@@ -75,6 +75,6 @@ def test_an_unknown_setting_names_the_nearest(make_bridge: MakeBridge) -> None:
 def test_two_bridges_do_not_share_a_database(make_bridge: MakeBridge) -> None:
     first = make_bridge().start()
     second = make_bridge(BRIDGE_DATA_DIR=str(first.data))
-    assert second.launch().wait(20) == 1
+    assert second.refuse() == 1
     assert str(first.process and first.process.pid) in second.output(), "it says who has the database"
     assert first.status("/readyz") == 200
