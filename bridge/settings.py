@@ -45,6 +45,8 @@ CONFIG_VARIABLE: Final = "BRIDGE_CONFIG"
 NOT_SETTINGS: Final = frozenset({CONFIG_VARIABLE, "BRIDGE_URL", "BRIDGE_TOKEN"})
 """Variables with our prefix that are not settings: where the TOML file is, and what the operator's commands use."""
 MASK: Final = "********"
+SECRETS: Final = ("http.token", "database.url", "mqtt.plugins")
+"""Settings that are, or hold, secrets."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
@@ -360,7 +362,9 @@ def _leaves(cls: type[Settings], values: Mapping[str, Any], source: str) -> Iter
             inner = {name: value}
         for key, item in inner.items():
             if key not in known:
-                raise SettingsError(f"{source.strip()}: {key}: there is no such setting{_nearest(key, known)}")
+                raise SettingsError(
+                    f"{source.strip()}: {key}: there is no such setting{_nearest(key, known | set(cls.model_fields))}"
+                )
             yield key, item
 
 
@@ -383,20 +387,18 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         if not key:
             lines.append(what)
             continue
-        given = MASK if key in ("http.token", "mqtt.plugins") else _masked(key, fault["input"])
+        given = _masked(key, fault["input"])
         lines.append(f"{key} is {given!r} ({origins.get(key, 'default')}): {what[:1].lower()}{what[1:]}")
     return "; ".join(lines)
 
 
 def _masked(key: str, value: Any) -> Any:
-    """`value` as it may be shown: secrets and the password in a database URL are not."""
-    if isinstance(value, SecretStr):
-        return MASK
+    """`value` as it may be shown: neither secrets, nor the password in a database URL, nor what a plugin is told, as it
+    may hold secrets that cannot be told from the rest."""
+    if key == "mqtt.plugins" and isinstance(value, dict):
+        return dict.fromkeys(value, MASK)
     if key == "database.url" and isinstance(value, str):
         # To the last @: a password may hold one that is not quoted.
         value = re.sub(r"(://[^/:@]*):.*@", rf"\1:{MASK}@", value)
         return re.sub(r"([?&][^=&]*password=)[^&]*", rf"\1{MASK}", value, flags=re.IGNORECASE)
-    if key == "mqtt.plugins" and isinstance(value, dict):
-        # A plugin's configuration may hold passwords that we cannot tell from the rest.
-        return dict.fromkeys(value, MASK)
-    return value
+    return MASK if key in SECRETS and value is not None else value
