@@ -123,11 +123,11 @@ class BridgeProcess:
         assert self.process is not None
         try:
             code = self.process.wait(STOP_WITHIN)
-            self.ended = True
-            return code
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"not stopped within {STOP_WITHIN:g} s:\n{self.output()}") from None
+        self.ended = True
+        return code
 
     def kill(self) -> None:
         """`kill -9`: nothing gets a chance to tidy up."""
