@@ -24,6 +24,8 @@ def configure(level: str, form: Literal["console", "json"], file: Path | None = 
     """
     number = logging.getLevelNamesMapping()[level]
     handler = _handler(file)
+    # Some libraries set the level of their own loggers: what is less important than ours ends here.
+    handler.setLevel(number)
     in_colour = file is None and sys.stderr.isatty()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -45,7 +45,7 @@ def safe(value: object) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A plain table of texts."""
-    result = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    result = Table(*columns, box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in result.columns[:-1]:
         column.no_wrap = True
     for row in rows:

@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,7 @@ class Terminal(StringIO):
         return True
 
 
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Other tests log as if these had not been."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    root.handlers = []
-    yield
-    for handler in root.handlers:
-        handler.close()
-    root.handlers, root.level = handlers, level
-    logging.getLogger("bridge").setLevel(logging.NOTSET)
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("log_as_before")
 
 
 def ours(name: str = "bridge.app") -> Any:
@@ -69,8 +56,17 @@ def test_libraries_say_less_than_we_do(capsys: pytest.CaptureFixture[str], level
     logs.configure(level, "json")
     for name in ("debug", "info", "warning"):
         getattr(ours(), name)(f"our {name}")
-        getattr(logging.getLogger("sqlalchemy.engine"), name)(f"their {name}")
+        getattr(logging.getLogger("amqtt.broker"), name)(f"their {name}")
     assert sorted(json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()) == sorted(said)
+
+
+def test_a_library_with_a_level_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("library")
+    library.setLevel(logging.DEBUG)
+    logs.configure("ERROR", "json")
+    library.warning("not important enough")
+    library.error("important")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["important"]
 
 
 def test_a_line_that_is_not_printed_is_not_formatted(capsys: pytest.CaptureFixture[str]) -> None:
