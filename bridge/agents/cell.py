@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Final, final
 
 import structlog
@@ -41,8 +40,8 @@ class Cell:
     """
 
     __slots__ = (
-        "_control", "_data", "_device", "_failures", "_forget", "_next_tick", "_services", "_task", "_timer",
-        "_used_at", "_waker", "device_id",
+        "_control", "_data", "_device", "_failures", "_forget", "_next_tick", "_services", "_task", "_used_at",
+        "_waker", "device_id",
     )  # fmt: skip
 
     def __init__(self, device_id: str, services: Services, forget: Callable[[Cell], None]) -> None:
@@ -58,9 +57,9 @@ class Cell:
         self._task: asyncio.Task[None] | None = None
         self._waker: asyncio.Future[None] | None = None
         self._used_at = services.clock()
+        # Monotonic: when the wheel will call at the earliest.
         self._next_tick = 0.0
-        self._timer = 0
-        self._tick_at(self._used_at + services.rules.sleep_after)
+        self._tick_after(services.rules.sleep_after)
 
     # ------------------------------------------------------------------ from outside
 
@@ -230,33 +229,35 @@ class Cell:
 
     def call_before(self, when: float) -> None:
         """See to it that `Device.tick` is called at `when` (Unix seconds) at the latest."""
-        if when < self._next_tick:
-            self._tick_at(when)
+        self._tick_after(when - self._services.clock())
 
-    def _tick_at(self, when: float) -> None:
-        self._next_tick = when
-        self._timer += 1
-        self._services.wheel.call_after(when - self._services.clock(), partial(self._tick, self._timer))
+    def _tick_after(self, delay: float) -> None:
+        wheel = self._services.wheel
+        now = wheel.now()
+        if now < self._next_tick <= now + delay:
+            return  # the timer that is set is early enough
+        self._next_tick = now + delay
+        wheel.call_after(delay, self._tick)
 
-    def _tick(self, timer: int) -> None:
-        if timer != self._timer:
-            return  # an earlier one has taken its place
+    def _tick(self) -> None:
+        if self._services.wheel.now() < self._next_tick:
+            return  # an earlier timer has taken its place, and has set the next one
         now = self._services.clock()
         rules = self._services.rules
         device = self._device
-        next_tick = now + rules.sleep_after
+        delay = rules.sleep_after
         if device is not None and self.idle:
             due = device.next_check()
             idle_for = now - self._used_at
             if due <= now:
                 self.tell(Device.tick)
-                due = next_tick
             elif idle_for >= rules.evict_after and device.forgettable:
                 self._evict(device)
             elif idle_for >= rules.sleep_after:
                 self._sleep()
-            next_tick = min(next_tick, due)
-        self._tick_at(next_tick)
+            if due > now:
+                delay = min(delay, due - now)
+        self._tick_after(delay)
 
     def _evict(self, device: Device) -> None:
         used_at = self._used_at
@@ -265,7 +266,7 @@ class Cell:
             if barrier.cancelled() or barrier.exception() is not None:
                 return  # the writer stops, and so do we
             if self.idle and self._used_at == used_at and device.forgettable:
-                self._timer = 0  # the timer that is set finds itself replaced
+                self._next_tick = float("inf")
                 self._forget(self)
 
         # What was handed to the writer must be stored before the next message may read it back.

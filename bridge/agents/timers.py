@@ -41,6 +41,10 @@ class TimerWheel:
             self._handle.cancel()
         self._slots.clear()
 
+    def now(self) -> float:
+        """The wheel's time, in monotonic seconds."""
+        return self._clock()
+
     def call_after(self, delay: float, callback: Callable[[], None]) -> None:
         """Call `callback` in `delay` seconds or up to a tick later."""
         slot = max(int((self._clock() + delay) / TICK) + 1, self._turned + 1)
