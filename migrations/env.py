@@ -1,4 +1,7 @@
-"""Runs the migrations on the connection that bridge.storage.migrate hands over, in its transaction."""
+"""Runs the migrations on the connection that bridge.storage.migrate hands over, in its transaction.
+
+SQLite can roll back DDL too, once a transaction is really begun: bridge.storage.engine sees to that.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ if connection is None:
 context.configure(
     connection=connection,
     target_metadata=metadata,
-    # SQLite can roll back DDL too, once a transaction is really begun: bridge.storage.engine sees to that.
-    transactional_ddl=True,
     # SQLite alters a table by copying it.
     render_as_batch=connection.dialect.name == "sqlite",
 )

@@ -174,6 +174,8 @@ session_messages: Final = Table(
     Column("topic", Text, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("qos", Integer, nullable=False),
+    # 1 for a message that was retained when the client subscribed (MQTT 3.1.1, 3.3.1.3).
+    Column("retain", Integer, nullable=False, server_default=text("0")),
     Column("packet_id", Integer),
     Column("state", Text, nullable=False),
     Column("expires_at", Double),

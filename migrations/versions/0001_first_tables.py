@@ -125,6 +125,7 @@ def upgrade() -> None:
         sa.Column("topic", sa.Text(), nullable=False),
         sa.Column("payload", sa.LargeBinary(), nullable=False),
         sa.Column("qos", sa.Integer(), nullable=False),
+        sa.Column("retain", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("packet_id", sa.Integer()),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("expires_at", sa.Double()),

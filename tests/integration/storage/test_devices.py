@@ -11,7 +11,7 @@ from bridge.storage import devices
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader, DeviceSnapshot
 from bridge.storage.writer import Writer
-from tests.integration.storage.witness import Witness, eventually
+from tests.integration.storage.witness import Witness, committed, eventually
 
 
 def snapshot(number: int) -> DeviceSnapshot:
@@ -21,7 +21,7 @@ def snapshot(number: int) -> DeviceSnapshot:
 async def store(writer: Writer, count: int) -> None:
     for number in range(count):
         writer.save_device(snapshot(number))
-    await writer.submit(devices.count_by_status)
+    await committed(writer)
 
 
 async def test_what_was_saved_is_loaded(writer: Writer, database: Database) -> None:

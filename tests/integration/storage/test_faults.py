@@ -21,16 +21,12 @@ from bridge.storage import engine
 from bridge.storage.database import Database
 from bridge.storage.writer import Writer
 from tests.integration.storage.conftest import plain
-from tests.integration.storage.witness import Witness, eventually
+from tests.integration.storage.witness import Witness, eventually, nothing
 from tests.servers import Postgres
 
 
 def add(writer: Writer, number: int, receipt: Receipt | None, message_id: str | None = None) -> None:
     writer.add_reading("d1", "default", float(number), 1e9, message_id, f'{{"n": {number}}}', receipt)
-
-
-async def nothing(_connection: AsyncConnection) -> None:
-    """A change that changes nothing: its future says that everything before it is committed."""
 
 
 async def count_up(connection: AsyncConnection) -> int:

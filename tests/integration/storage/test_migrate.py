@@ -51,10 +51,12 @@ async def test_the_migrations_make_the_tables_that_the_code_means(url: str) -> N
         return list(compare_metadata(context, metadata))
 
     sql_engine = engine.reader_engine(engine.parse(url), 1)
-    async with sql_engine.connect() as connection:
-        found = await connection.run_sync(differences)
-        names = await connection.run_sync(lambda c: set(inspect(c).get_table_names()))
-    await sql_engine.dispose()
+    try:
+        async with sql_engine.connect() as connection:
+            found = await connection.run_sync(differences)
+            names = await connection.run_sync(lambda c: set(inspect(c).get_table_names()))
+    finally:
+        await sql_engine.dispose()
     assert found == []
     assert names == {*metadata.tables, "alembic_version"}
 

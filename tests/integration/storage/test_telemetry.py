@@ -10,17 +10,14 @@ from bridge.storage import deadletters, telemetry
 from bridge.storage.database import Database
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.writer import Writer
-
-
-async def flush(writer: Writer) -> None:
-    await writer.submit(deadletters.count_dead_letters)
+from tests.integration.storage.witness import committed
 
 
 async def test_a_range_of_readings_the_latest_first(writer: Writer, database: Database) -> None:
     for number in range(10):
         writer.add_reading("d1", "s", 100.0 + number, 200.0, f"m{number}", f'{{"n": {number}}}', None)
         writer.add_reading("d1", "other", 100.0 + number, 200.0, None, "{}", None)
-    await flush(writer)
+    await committed(writer)
     read = partial(telemetry.readings, device_id="d1", stream="s")
     assert [r.ts for r in await database.read(partial(read, since=103.0, until=106.0))] == [105.0, 104.0, 103.0]
     assert await database.read(partial(read, limit=1)) == [(109.0, 200.0, "m9", '{"n": 9}')]
@@ -31,7 +28,7 @@ async def test_a_range_of_readings_the_latest_first(writer: Writer, database: Da
 @pytest.mark.parametrize("payload", ['{"a":1.0,  "b" : 1e3, "a": "\\u0000"}', "5.0", "[1, 2]", '"\u00fc"', "null"])
 async def test_a_payload_is_kept_as_it_was_sent(writer: Writer, database: Database, payload: str) -> None:
     writer.add_reading("d1", "s", 1_700_000_000.123456, 1.0, None, payload, None)
-    await flush(writer)
+    await committed(writer)
     (reading,) = await database.read(partial(telemetry.readings, device_id="d1", stream="s"))
     assert reading.payload == payload
     assert reading.ts == 1_700_000_000.123456
@@ -40,7 +37,7 @@ async def test_a_payload_is_kept_as_it_was_sent(writer: Writer, database: Databa
 async def test_pages_of_dead_letters(writer: Writer, database: Database) -> None:
     for number in range(5):
         writer.add_dead_letter(DeadLetter(float(number), "t", None, "not_json", "why", b"\xff\x00"), None)
-    await flush(writer)
+    await committed(writer)
     first = await database.read(partial(deadletters.list_dead_letters, limit=3))
     second = await database.read(partial(deadletters.list_dead_letters, limit=3, before=first[-1].id))
     assert [letter.at for letter in first + second] == [4.0, 3.0, 2.0, 1.0, 0.0]

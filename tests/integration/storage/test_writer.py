@@ -16,7 +16,7 @@ from bridge.storage.database import Database
 from bridge.storage.deadletters import MAX_PAYLOAD, DeadLetter, list_dead_letters
 from bridge.storage.devices import DeviceSnapshot
 from bridge.storage.writer import Writer
-from tests.integration.storage.witness import Witness, eventually
+from tests.integration.storage.witness import Witness, committed, eventually, nothing
 
 
 class Owner:
@@ -34,10 +34,6 @@ class Owner:
 
 def add(writer: Writer, number: int, receipt: Receipt | None, message_id: str | None = None) -> None:
     writer.add_reading("d1", "default", float(number), 1e9, message_id, f'{{"n": {number}}}', receipt)
-
-
-async def nothing(_connection: AsyncConnection) -> None:
-    """A change that changes nothing: its future says that everything before it is committed."""
 
 
 async def test_a_settled_receipt_is_visible_to_others(writer: Writer, ledger: Ledger, witness: Witness) -> None:
@@ -96,13 +92,13 @@ async def test_a_duplicate_within_a_batch_and_across_batches(writer: Writer, led
     receipts = [Receipt(ledger, qos=1) for _ in range(6)]
     for receipt, message_id in zip(receipts, ["a", "b", "a", None, None, "c"], strict=True):
         add(writer, 1, receipt, message_id)
-    await writer.submit(nothing)
+    await committed(writer)
     new, known = Outcome.COMMITTED, Outcome.DEDUPLICATED
     assert [receipt.outcome for receipt in receipts] == [new, new, known, new, new, new]
     again = [Receipt(ledger, qos=1) for _ in range(3)]
     for receipt, message_id in zip(again, ["c", "d", "a"], strict=True):
         add(writer, 2, receipt, message_id)
-    await writer.submit(nothing)
+    await committed(writer)
     assert [receipt.outcome for receipt in again] == [known, new, known]
     assert await witness.rows("SELECT message_id, count(*) FROM telemetry GROUP BY 1 ORDER BY 2, 1") == [
         ("a", 1), ("b", 1), ("c", 1), ("d", 1), (None, 2),
@@ -112,7 +108,7 @@ async def test_a_duplicate_within_a_batch_and_across_batches(writer: Writer, led
 async def test_the_same_message_id_of_another_device_or_stream_is_no_duplicate(writer: Writer, ledger: Ledger) -> None:
     for device_id, stream in (("d1", "a"), ("d1", "b"), ("d2", "a")):
         writer.add_reading(device_id, stream, 1.0, 1.0, "m", "{}", Receipt(ledger, qos=1))
-    await writer.submit(nothing)
+    await committed(writer)
     assert (ledger.committed, ledger.deduplicated) == (3, 0)
 
 
@@ -123,9 +119,9 @@ async def test_a_message_of_many_readings_is_new_if_any_is(writer: Writer, ledge
         return receipt
 
     first = batch("a", "b")
-    await writer.submit(nothing)
+    await committed(writer)
     partly, wholly = batch("b", "c"), batch("c", "a")
-    await writer.submit(nothing)
+    await committed(writer)
     assert [r.outcome for r in (first, partly, wholly)] == [
         Outcome.COMMITTED, Outcome.COMMITTED, Outcome.DEDUPLICATED,
     ]  # fmt: skip
@@ -158,7 +154,7 @@ async def test_of_a_devices_snapshots_the_last_one_in_a_batch_is_stored(writer: 
     for messages in (1, 2, 3):
         writer.save_device(DeviceSnapshot("d1", messages=messages, state=f'{{"n": {messages}}}'))
     writer.save_device(DeviceSnapshot("d2", messages=7))
-    await writer.submit(nothing)
+    await committed(writer)
     rows = await witness.rows("SELECT device_id, messages, state FROM devices ORDER BY 1")
     assert rows == [("d1", 3, '{"n": 3}'), ("d2", 7, None)]
 
@@ -167,11 +163,11 @@ async def test_status_and_epoch_never_go_back(writer: Writer, witness: Witness) 
     writer.add_presence("d1", 1, "online", "connect", 10.0)
     writer.add_presence("d1", 2, "offline", "keepalive", 20.0)
     writer.save_device(DeviceSnapshot("d1", first_seen=5.0, status="online", epoch=1, messages=9))
-    await writer.submit(nothing)
+    await committed(writer)
     assert await witness.rows("SELECT status, epoch, messages FROM devices") == [("offline", 2, 9)]
     writer.save_device(DeviceSnapshot("d1", first_seen=5.0, status="online", epoch=1, messages=10))
     writer.add_presence("d2", 1, "online", "connect", 30.0)
-    await writer.submit(nothing)
+    await committed(writer)
     rows = await witness.rows("SELECT device_id, status, epoch, messages, first_seen FROM devices ORDER BY 1")
     assert rows == [("d1", "offline", 2, 10, 5.0), ("d2", "online", 1, 0, 30.0)]
     history = await witness.rows("SELECT device_id, epoch, status, cause, at FROM presence ORDER BY 1, 2")
@@ -187,7 +183,7 @@ async def test_a_dead_letter_is_kept_whatever_it_holds(database: Database, write
     payload = bytes(range(256)) * 400
     error = "NUL \0 and half a pair \ud83d"
     writer.add_dead_letter(DeadLetter(12.5, "devices/\0/telemetry", "d\0", "not_json", error, payload), receipt)
-    await writer.submit(nothing)
+    await committed(writer)
     assert receipt.outcome is Outcome.DEAD_LETTERED
     (letter,) = await database.read(lambda connection: list_dead_letters(connection, 10))
     assert letter.payload == payload[:MAX_PAYLOAD]
@@ -244,7 +240,7 @@ async def test_poison_becomes_a_dead_letter_and_harms_nobody(
     result = poison(writer, bad)
     for number, receipt in enumerate(good[23:], 23):
         add(writer, number, receipt, f"m{number}")
-    await writer.submit(nothing)
+    await committed(writer)
     assert owner.settled == expected
     assert {receipt.outcome for receipt in good} == {Outcome.COMMITTED}
     assert bad.outcome is Outcome.DEAD_LETTERED
@@ -374,6 +370,6 @@ async def test_an_owner_that_raises_costs_nobody_else_a_receipt(writer: Writer, 
     bad, good = Receipt(ledger, Owner(explode), qos=1), Receipt(ledger, qos=1)
     add(writer, 1, bad)
     add(writer, 2, good)
-    await writer.submit(nothing)
+    await committed(writer)
     assert good.outcome is Outcome.COMMITTED
     assert not writer.task.done()

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.storage.writer import Writer
 
 
 class Witness(Protocol):
@@ -25,18 +28,20 @@ class Witness(Protocol):
 
 
 class SqliteWitness:
-    """On SQLite. Transactions only where a test begins them."""
+    """On SQLite. Transactions only where a test begins them. In a thread: where it waits for the bridge's own
+    transaction, the bridge must be able to go on."""
 
     def __init__(self, url: str) -> None:
-        self._connection = sqlite3.connect(url.removeprefix("sqlite+aiosqlite:///"), isolation_level=None)
+        path = url.removeprefix("sqlite+aiosqlite:///")
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
 
     async def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """What a query returns."""
-        return self._connection.execute(sql).fetchall()
+        return await asyncio.to_thread(lambda: self._connection.execute(sql).fetchall())
 
     async def execute(self, sql: str) -> None:
         """Run one statement."""
-        self._connection.execute(sql)
+        await asyncio.to_thread(self._connection.execute, sql)
 
     async def close(self) -> None:
         """End the connection."""
@@ -60,6 +65,16 @@ class PostgresWitness:
     async def close(self) -> None:
         """End the connection."""
         await self._connection.close()
+
+
+async def nothing(_connection: AsyncConnection) -> None:
+    """A change that changes nothing: its future says that everything before it is committed."""
+
+
+async def committed(writer: Writer) -> None:
+    """Return when everything handed over so far is committed; fail if it is not within 20 seconds."""
+    async with asyncio.timeout(20.0):
+        await writer.submit(nothing)
 
 
 async def eventually(check: Callable[[], bool], what: str, timeout: float = 10.0, interval: float = 0.005) -> None:
