@@ -47,12 +47,24 @@ class Summary:
         # In a thread: a terminal that is stopped with Ctrl-S must not stop the bridge.
         if not self._screen.is_terminal:
             while True:
-                await asyncio.to_thread(self._screen.print, Text(line(self._take())))
+                await asyncio.to_thread(_draw, self._screen.print, Text(line(self._take())))
                 await asyncio.sleep(LINE_EVERY)
         with Live(panel(self._take()), console=self._screen, auto_refresh=False) as live:
-            while True:
-                await asyncio.to_thread(live.update, panel(self._take()), refresh=True)
-                await asyncio.sleep(REDRAW)
+            try:
+                while True:
+                    await asyncio.to_thread(_draw, live.update, panel(self._take()), refresh=True)
+                    await asyncio.sleep(REDRAW)
+            finally:
+                # What stays on the screen is how it ended.
+                live.update(panel(self._take()))
+
+
+def _draw(draw: Callable[..., None], *what: Any, **how: Any) -> None:
+    """Rich ends the whole program when the reader of its output has gone; here that ends the view."""
+    try:
+        draw(*what, **how)
+    except SystemExit as error:
+        raise BrokenPipeError("nobody reads the output any more") from error
 
 
 def _report(task: asyncio.Task[None]) -> None:
