@@ -16,7 +16,8 @@ import structlog
 from bridge import __version__, ports
 from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
-from bridge.broker.broker import BrokerConfig, EmbeddedBroker
+from bridge.broker.broker import EmbeddedBroker
+from bridge.broker.config import BrokerConfig
 from bridge.errors import BridgeError, StartError
 from bridge.http.api import build
 from bridge.http.context import Context
@@ -28,6 +29,7 @@ from bridge.settings import Settings
 from bridge.storage import migrate as schema
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
+from bridge.storage.sessions import SessionStore
 from bridge.storage.writer import Writer
 from bridge.topics import Topics
 
@@ -146,9 +148,11 @@ class Bridge:
             topics,
             self.ledger,
             self.router,
+            SessionStore(self.database, self.writer),
         )
         self.services.publish = self.broker.publish
         undo.push_async_callback(self.broker.stop, grace)
+        await self.broker.restore()
         await self.router.start()
         undo.push_async_callback(self.router.stop, grace)
 

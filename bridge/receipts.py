@@ -104,7 +104,7 @@ class Receipt:
     session's QoS 2 message is known by, and that must become durable together with the message's effect.
     """
 
-    __slots__ = ("_ledger", "_owner", "once", "outcome", "packet_id", "qos")
+    __slots__ = ("_ledger", "once", "outcome", "owner", "packet_id", "qos")
 
     def __init__(
         self,
@@ -116,7 +116,8 @@ class Receipt:
     ) -> None:
         """Open the receipt. The ledger counts it as received from here on."""
         self._ledger = ledger
-        self._owner = owner
+        self.owner = owner
+        """Who acknowledges; another one when the client has come back on a new connection."""
         self.qos = qos
         self.packet_id = packet_id
         self.once = once
@@ -134,8 +135,8 @@ class Receipt:
             raise AlreadySettledError(f"receipt is already {self.outcome.value}, cannot become {outcome.value}")
         self.outcome = outcome
         self._ledger.close(outcome, 1, reason)
-        if self._owner is not None:
-            self._owner.receipt_settled(self)
+        if self.owner is not None:
+            self.owner.receipt_settled(self)
 
 
 def settle_committed(receipts: Iterable[Receipt]) -> None:

@@ -7,29 +7,32 @@ session that a plugin is shown. Listener, connections, sessions and routing are 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, final
+from functools import partial
+from typing import Final, final
 
 import structlog
 from amqtt.broker import Broker
 from amqtt.contexts import BrokerConfig as AmqttConfig
 
 from bridge import ports
+from bridge.agents.limits import Limit
 from bridge.broker import packets
-from bridge.broker.access import EVERYTHING, Rights, rights_of
+from bridge.broker.access import Rights
+from bridge.broker.config import BrokerConfig
 from bridge.broker.connection import Connection
-from bridge.broker.passwords import Passwords
+from bridge.broker.door import Door
+from bridge.broker.keeper import Keeper
 from bridge.broker.retained import Retained, RetainedTree
+from bridge.broker.sender import Sender
 from bridge.broker.session import Delivery, Session
+from bridge.broker.stats import BrokerStats
 from bridge.broker.subscriptions import SubscriptionTree
 from bridge.errors import RefusedError, StartError
 from bridge.messages import Intake, Message
 from bridge.receipts import Ledger, Outcome, Receipt
+from bridge.storage.sessions import SessionStore
 from bridge.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -38,58 +41,8 @@ SWEEP: Final = 1.0
 """Seconds between two looks for clients that have been silent for too long."""
 CLOSINGS_LOGGED: Final = 50
 """Lines per second about closed connections."""
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerConfig:
-    """How the broker listens and what it allows; times in seconds."""
-
-    host: str = "127.0.0.1"
-    port: int = 1883
-    allow_anonymous: bool = True
-    password_file: Path | None = None
-    max_connections: int = 12_000
-    max_packet_bytes: int = 262_144
-    connect_timeout: float = 5.0
-    receive_window: int = 1_000
-    max_topic_levels: int = 32
-    max_subscriptions: int = 100
-    max_inflight: int = 100
-    max_queued: int = 1_000
-    max_retained: int = 1_000_000
-    plugins: Mapping[str, Any] = field(default_factory=dict)
-
-
-@final
-class BrokerStats:
-    """Plain numbers, for metrics."""
-
-    __slots__ = ("_broker", "closed", "dropped")
-
-    def __init__(self, broker: EmbeddedBroker) -> None:
-        self._broker = broker
-        self.closed: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
-
-    @property
-    def connections(self) -> int:
-        """Open connections."""
-        return len(self._broker.connections)
-
-    @property
-    def sessions(self) -> int:
-        """Sessions, connected or kept."""
-        return len(self._broker.clients)
-
-    @property
-    def subscriptions(self) -> int:
-        """Subscriptions of all sessions."""
-        return self._broker.tree.count
-
-    @property
-    def retained(self) -> int:
-        """Topics with a retained message."""
-        return self._broker.kept.count
+EXPIRY_SWEEP: Final = 60.0
+"""Seconds between two looks for sessions whose clients have been away for too long."""
 
 
 @final
@@ -102,8 +55,10 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         topics: Topics,
         ledger: Ledger,
         intake: Intake,
+        store: SessionStore | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Raises StartError when the password file cannot be read."""
         super().__init__(AmqttConfig(plugins=dict(config.plugins)))
         self.config = config
         self.topics: Final = topics
@@ -117,28 +72,39 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         self.kept: Final = RetainedTree(config.max_retained)
         self.clients: Final[dict[str, Session]] = {}
         self.connections: Final[set[Connection]] = set()
+        self.keeper: Final = Keeper(store)
+        self.door: Final = Door(self)
         self.stats: Final = BrokerStats(self)
         self.accepting = False
-        self._passwords = Passwords(config.password_file) if config.password_file else None
         self._waiting_for_relief: set[Connection] = set()
-        self._unflushed: list[Connection] = []
-        self._checks: set[asyncio.Task[None]] = set()
+        self._unflushed: list[Sender] = []
+        self._closings_logged = Limit(CLOSINGS_LOGGED, 1.0)
+        self._expired_at = self.monotonic()
+        self._gone = asyncio.Event()
         self._sweeper: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
         intake.on_relief = self._relieve
+        self.keeper.on_relief(self._relieve)
 
     # ------------------------------------------------------------------ life
+
+    async def restore(self) -> None:
+        """Take back what was stored. Raises StorageUnavailableError or StorageError."""
+        await self.keeper.restore(self)
+        log.info("sessions restored", sessions=len(self.clients), retained=self.kept.count)
 
     async def start(self) -> None:
         """Listen. Raises StartError when the port is taken, or when strangers could connect from elsewhere."""
         config = self.config
         if config.allow_anonymous and not ports.is_loopback(config.host):
             raise StartError(
-                f"anonymous clients are only allowed on a loopback address, and BRIDGE_MQTT__HOST is {config.host}: set "
-                "BRIDGE_MQTT__ALLOW_ANONYMOUS=false and BRIDGE_MQTT__PASSWORD_FILE (see `mqtt-bridge passwd`)"
+                f"anonymous clients are only allowed on a loopback address, and BRIDGE_MQTT__HOST is {config.host}: "
+                "set BRIDGE_MQTT__ALLOW_ANONYMOUS=false and BRIDGE_MQTT__PASSWORD_FILE (see `mqtt-bridge passwd`)"
             )
-        if not config.allow_anonymous and self._passwords is None and not config.plugins:
-            raise StartError("nobody could connect: set BRIDGE_MQTT__PASSWORD_FILE, or BRIDGE_MQTT__ALLOW_ANONYMOUS=true")
+        if self.door.opens_to_nobody:
+            raise StartError(
+                "nobody could connect: set BRIDGE_MQTT__PASSWORD_FILE, or BRIDGE_MQTT__ALLOW_ANONYMOUS=true"
+            )
         listener = ports.bind(config.host, config.port, "BRIDGE_MQTT__PORT")
         self._server = await self._loop.create_server(lambda: Connection(self), sock=listener, backlog=ports.BACKLOG)
         self._sweeper = self._loop.call_later(SWEEP, self._sweep)
@@ -153,21 +119,23 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
             connection.stop_reading()
 
     async def stop(self, timeout: float) -> None:
-        """Close every connection, without wills; give what is still to be written `timeout` seconds."""
+        """Store what is to be kept and acknowledge it, then close every connection, without wills; in all that may take
+        `timeout` seconds."""
         await self.stop_intake()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for task in self._checks:
-            task.cancel()
+        self.door.close()
+        deadline = self.monotonic() + timeout
+        await self.keeper.drain(timeout)
         for connection in list(self.connections):
             connection.close("shutdown")
-        deadline = self.monotonic() + timeout
-        while self.connections and self.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        for connection in list(self.connections):
-            connection.abort()
-        if self._passwords is not None:
-            self._passwords.close()
+        self._check_gone()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._gone.wait()
+        except TimeoutError:
+            for connection in list(self.connections):
+                connection.abort()
         await self.plugins_manager.close()
 
     @property
@@ -183,9 +151,20 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         timeout = self.config.connect_timeout
         for connection in list(self.connections):
             cause = connection.overdue(now, timeout)
-            if cause is not None:
-                connection.close(cause)
+            if cause is None:
+                continue
+            connection.close(cause)
+            # The client is not there, or does not read: nothing is waited for.
+            connection.abort()
+        if now - self._expired_at > EXPIRY_SWEEP:
+            self._expired_at = now
+            self._expire_sessions()
         self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+
+    def _expire_sessions(self) -> None:
+        oldest = self.clock() - self.config.session_expiry
+        for session in [s for s in self.clients.values() if s.connection is None and s.last_seen < oldest]:
+            self.end(session)
 
     # ------------------------------------------------------------------ connections
 
@@ -199,24 +178,46 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         """A socket is closed."""
         self.connections.discard(connection)
         self._waiting_for_relief.discard(connection)
+        self._check_gone()
+
+    def _check_gone(self) -> None:
+        if not self.connections and not self.accepting:
+            self._gone.set()
 
     def closed(self, connection: Connection, cause: str, detail: str) -> None:
         """Count and log why a connection ends."""
         self.stats.closed[cause] += 1
-        if cause not in ("disconnect", "shutdown", "disconnected"):
-            log.warning("connection closed", client=connection.client_id, cause=cause, detail=detail)
+        if cause not in ("disconnect", "shutdown", "disconnected") and self._closings_logged.allow(self.monotonic()):
+            left_out, self._closings_logged.passed_over = self._closings_logged.passed_over, 0
+            log.warning(
+                "connection closed", client=connection.client_id, cause=cause, detail=detail, lines_left_out=left_out
+            )
+
+    # ------------------------------------------------------------------ sessions
+
+    def begin(self, client_id: str, *, clean: bool, username: str | None) -> Session:
+        """A new session."""
+        session = self.clients[client_id] = Session(client_id, clean=clean, username=username, last_seen=self.clock())
+        self.keeper.session_changed(session)
+        return session
 
     def left(self, session: Session) -> None:
         """A session's connection is gone: a clean one ends with it [MQTT-3.1.2-6]."""
         if session.clean:
-            self._end(session)
+            self.end(session)
+        else:
+            session.last_seen = self.clock()
+            self.keeper.session_changed(session)
 
-    def _end(self, session: Session) -> None:
+    def end(self, session: Session) -> None:
+        """Nothing is remembered of the session."""
         if self.clients.get(session.client_id) is session:
             del self.clients[session.client_id]
         for topic_filter in session.subscriptions:
             self.tree.remove(topic_filter, session)
         session.subscriptions.clear()
+        if not session.clean:
+            self.keeper.session_ended(session.client_id)
 
     def kick(self, client_id: str, cause: str = "kicked") -> bool:
         """Close a client's connection; False if it has none."""
@@ -235,7 +236,11 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         for connection in waiting:
             connection.resume_reading()
 
-    def flush_soon(self, connection: Connection) -> None:
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call when this turn of the loop is over."""
+        self._loop.call_soon(callback)
+
+    def flush_soon(self, connection: Sender) -> None:
         """Write a connection's output at the end of this turn of the loop, together with everybody's."""
         if not self._unflushed:
             self._loop.call_soon(self._flush)
@@ -246,62 +251,6 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         for connection in connections:
             connection.flush()
 
-    # ------------------------------------------------------------------ CONNECT
-
-    def connect(self, connection: Connection, connect: packets.Connect) -> bool:
-        """Let a client in, refuse it, or have its password checked first; False while that goes on. Nothing that is
-        shared is touched before the client is known."""
-        if connect.level != 4:
-            connection.refuse(packets.BAD_PROTOCOL, "bad_protocol", f"protocol level {connect.level} [MQTT-3.1.2-2]")
-        elif not connect.client_id and not connect.clean:
-            connection.refuse(packets.BAD_CLIENT_ID, "bad_client_id", "no client id [MQTT-3.1.3-8]")
-        elif connect.username is None:
-            if self.config.allow_anonymous:
-                self._admit(connection, connect, EVERYTHING)
-            else:
-                connection.refuse(packets.NOT_AUTHORISED, "not_authorised", "a user name is required")
-        elif self._passwords is None:
-            # Nobody has a password here, so a name claims nothing.
-            self._admit(connection, connect, EVERYTHING)
-        elif self._passwords.busy:
-            connection.refuse(packets.UNAVAILABLE, "too_many_logins", "too many passwords are being checked")
-        else:
-            connection.client_id = connect.client_id
-            task = self._loop.create_task(self._authenticate(connection, connect, self._passwords))
-            self._checks.add(task)
-            task.add_done_callback(self._checks.discard)
-            return False
-        return True
-
-    async def _authenticate(self, connection: Connection, connect: packets.Connect, passwords: Passwords) -> None:
-        user = await passwords.check(connect.username or "", connect.password or b"")
-        if connection.closed_by is not None:
-            return
-        if user is None:
-            connection.refuse(packets.BAD_CREDENTIALS, "bad_credentials", f"user {connect.username!r}")
-            return
-        self._admit(connection, connect, rights_of(user.role, connect.username or "", self.topics))
-        connection.process()
-
-    def _admit(self, connection: Connection, connect: packets.Connect, rights: Rights) -> None:
-        client_id = connect.client_id or f"auto-{secrets.token_hex(8)}"
-        session = self.clients.get(client_id)
-        if session is not None and session.connection is not None:
-            session.connection.close("takeover")  # [MQTT-3.1.4-2]
-            session = self.clients.get(client_id)
-        if session is not None and (connect.clean or session.username != connect.username):
-            self._end(session)  # [MQTT-3.1.2-6]; and nobody inherits another user's session
-            session = None
-        resumed = session is not None
-        if session is None:
-            session = self.clients[client_id] = Session(client_id, clean=connect.clean, username=connect.username)
-        session.connection = connection
-        connection.accept(session, rights, connect, resumed=resumed)
-        for topic_filter in session.subscriptions:
-            owner = self.topics.owner_of(topic_filter)
-            if owner is not None:
-                connection.speak_for(owner, listening=True)
-
     # ------------------------------------------------------------------ SUBSCRIBE
 
     def subscribe(
@@ -311,69 +260,112 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         rights = connection.rights
         codes = []
         granted = []
+        changed = False
         for topic_filter, qos in wanted:
-            new = topic_filter not in session.subscriptions
-            if rights is None or not rights.may_subscribe(topic_filter):
+            known = session.subscriptions.get(topic_filter)
+            full = known is None and len(session.subscriptions) >= self.config.max_subscriptions
+            deep = topic_filter.count("/") >= self.config.max_topic_levels
+            if full or deep or rights is None or not rights.may_subscribe(topic_filter):
                 codes.append(packets.FAILURE)
-            elif (new and len(session.subscriptions) >= self.config.max_subscriptions) or (
-                topic_filter.count("/") >= self.config.max_topic_levels
-            ):
-                codes.append(packets.FAILURE)
-            else:
+                continue
+            if known != qos:
+                changed = True
                 session.subscriptions[topic_filter] = qos
                 self.tree.add(topic_filter, session, qos)
-                codes.append(qos)
-                granted.append((topic_filter, qos))
-        connection.send_subscribed(packet_id, codes)
+            codes.append(qos)
+            granted.append((topic_filter, qos))
+        answer = partial(self._subscribed, connection, packets.suback(packet_id, codes), granted)
+        self._answer_when_stored(session, answer, changed=changed)
+
+    def _subscribed(self, connection: Connection, suback: bytes, granted: list[tuple[str, int]]) -> None:
+        rights = connection.rights
+        if connection.closed_by is not None or rights is None:
+            return
+        connection.send(suback)
         for topic_filter, qos in granted:
-            for message in self.kept.matching(topic_filter):
-                if rights is not None and rights.may_receive(message.topic):
-                    name = message.topic.encode()
-                    connection.deliver(Delivery(name, message.payload, min(qos, message.qos), retain=True))
+            connection.send_retained(
+                [(message, qos) for message in self.kept.matching(topic_filter) if rights.may_receive(message.topic)]
+            )
             owner = self.topics.owner_of(topic_filter)
             if owner is not None:
                 connection.speak_for(owner, listening=True)
 
     def unsubscribe(self, connection: Connection, session: Session, packet_id: int, filters: list[str]) -> None:
         """Forget subscriptions; answered even if there were none [MQTT-3.10.4-5]."""
+        changed = False
         for topic_filter in filters:
             if session.subscriptions.pop(topic_filter, None) is not None:
+                changed = True
                 self.tree.remove(topic_filter, session)
-        connection.send_unsubscribed(packet_id)
+        self._answer_when_stored(session, partial(connection.send, packets.unsuback(packet_id)), changed=changed)
+
+    def drop_subscription(self, session: Session, topic_filter: str) -> None:
+        """Take a subscription away from a client that may not have it any more."""
+        del session.subscriptions[topic_filter]
+        self.tree.remove(topic_filter, session)
+        self.keeper.session_changed(session)
+
+    def _answer_when_stored(self, session: Session, answer: Callable[[], None], *, changed: bool) -> None:
+        # A client that finds its session again does not subscribe again: what it was told must be true after a crash.
+        if session.clean or not changed:
+            answer()
+        else:
+            self.keeper.session_changed(session)
+            self.keeper.then(answer)
 
     # ------------------------------------------------------------------ PUBLISH
 
     def forward(self, subscribers: Mapping[Session, int], topic: bytes, payload: bytes, qos: int) -> None:
         """Hand a message to subscribers, at the lower of its QoS and the subscription's."""
+        plain = None
         for session, granted in subscribers.items():
-            self._hand_over(session, Delivery(topic, payload, min(qos, granted)))
+            level = min(qos, granted)
+            if level:
+                self._hand_over(session, Delivery(topic, payload, level))
+            elif session.connection is not None:
+                if plain is None:
+                    plain = packets.publish(topic, payload, 0, False)
+                session.connection.deliver_plain(plain)
 
     def _hand_over(self, session: Session, delivery: Delivery) -> bool:
         if session.connection is not None:
             return session.connection.deliver(delivery)
-        if delivery.qos and not session.clean:
+        if not session.clean:
             if session.queued < self.config.max_queued:
                 session.enqueue(delivery)
+                self.keeper.queued(session, delivery)
                 return True
             self.stats.dropped["queue_full"] += 1
         return False
 
     def retain(self, topic: str, payload: bytes, qos: int) -> None:
         """Keep the last message of a topic, or clear it."""
-        if not self.kept.set(Retained(topic, payload, qos)):
+        message = Retained(topic, payload, qos)
+        if self.kept.set(message):
+            self.keeper.retained(message)
+        else:
             self.stats.dropped["retained_full"] += 1
 
-    def settle_passed(self, receipt: Receipt, *, retained: bool, subscribers: Mapping[Session, int]) -> None:
-        """An ordinary message is with its subscribers."""
-        receipt.settle(Outcome.COMMITTED)
-
-    def delivered(self, session: Session, delivery: Delivery) -> None:
-        """A client has acknowledged a message."""
+    def settle_passed(self, receipt: Receipt, changes: int) -> None:
+        """An ordinary message is with its subscribers. What was to be kept of it since the keeper had counted `changes`
+        is stored before it is acknowledged."""
+        if receipt.once is not None:
+            self.keeper.taken_over(receipt.once)
+        if self.keeper.changes == changes:
+            receipt.settle(Outcome.COMMITTED)
+        else:
+            self.keeper.settle(receipt)
 
     def release(self, connection: Connection, session: Session, packet_id: int) -> None:
-        """A PUBREL: the identifier may be used again [MQTT-4.3.3-2]."""
-        session.unreleased.discard(packet_id)
-        connection.send_released(packet_id)
+        """A PUBREL: the identifier may be used again [MQTT-4.3.3-2], once that is stored."""
+        if packet_id in session.unreleased:
+            del session.unreleased[packet_id]
+            self.keeper.released(session, packet_id)
+        answer = partial(connection.send, packets.pubcomp(packet_id))
+        if session.clean:
+            answer()
+        else:
+            self.keeper.then(answer)
 
     def publish(
         self,
@@ -399,14 +391,24 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
             if live_only and session.connection is None:
                 continue
             speaks = session in exact
-            delivery = Delivery(name, payload, min(qos, granted), False, expires_at, on_ack if speaks else None)
-            if self._hand_over(session, delivery) and speaks and session.connection is not None:
+            level = min(qos, granted)
+            if level:
+                acked = on_ack if speaks else None
+                delivery = Delivery(name, payload, level, False, expires_at, acked, lasting=not live_only)
+                handed = self._hand_over(session, delivery)
+            elif session.connection is not None:
+                handed = session.connection.deliver_plain(packets.publish(name, payload, 0, False))
+            else:
+                handed = False
+            if handed and speaks and session.connection is not None:
                 reached += 1
         return reached
 
     def publish_will(self, will: packets.Will, rights: Rights | None) -> None:
         """Publish what a client has left behind [MQTT-3.1.2-8]."""
-        if rights is None or not rights.may_publish(will.topic):
+        levels = will.topic.count("/") + 1
+        if rights is None or not rights.may_publish(will.topic) or levels > self.config.max_topic_levels:
+            self.stats.dropped["will_not_authorised"] += 1
             return
         if will.retain:
             self.retain(will.topic, will.payload, will.qos)

@@ -68,7 +68,7 @@ class Connect(NamedTuple):
 class _Reader:
     """Reads fields from a packet's body, and nothing beyond its end."""
 
-    __slots__ = ("_body", "_at")
+    __slots__ = ("_at", "_body")
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -249,7 +249,8 @@ def publish(topic: bytes, payload: bytes, qos: int, retain: bool, packet_id: int
     if qos:
         length = remaining_length(len(topic) + len(payload) + 4)
         return b"%c%b%b%b%b%b" % (first, length, _u16.pack(len(topic)), topic, _u16.pack(packet_id), payload)
-    return b"%c%b%b%b%b" % (first, remaining_length(len(topic) + len(payload) + 2), _u16.pack(len(topic)), topic, payload)
+    length = remaining_length(len(topic) + len(payload) + 2)
+    return b"%c%b%b%b%b" % (first, length, _u16.pack(len(topic)), topic, payload)
 
 
 def remaining_length(length: int) -> bytes:

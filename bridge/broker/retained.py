@@ -55,6 +55,11 @@ class RetainedTree:
         node.message = message
         return True
 
+    def get(self, topic: str) -> Retained | None:
+        """The topic's message."""
+        node = self._find(topic)
+        return None if node is None else node.message
+
     def matching(self, topic_filter: str) -> Iterator[Retained]:
         """The messages whose topics a filter matches [MQTT-3.3.1-6]."""
         yield from _match(self._root, topic_filter.split("/"), 0)

@@ -4,8 +4,11 @@ connections (MQTT 3.1.1, 3.1.2.4 and 4.4). Pure: it decides what to send; the co
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, final
+
+from bridge.broker.retained import Retained
+from bridge.receipts import Receipt
 
 if TYPE_CHECKING:
     from bridge.broker.connection import Connection
@@ -15,9 +18,12 @@ MAX_PACKET_ID: Final = 65_535
 
 @final
 class Delivery:
-    """One application message on its way to one client. `released`: a QoS 2 message whose PUBREC has come."""
+    """One application message on its way to one client, at QoS 1 or 2 (at 0 nothing need be remembered).
 
-    __slots__ = ("expires_at", "on_ack", "payload", "qos", "released", "retain", "seq", "topic")
+    `lasting`: it outlives the bridge if the session does. `expires_at`: Unix seconds.
+    """
+
+    __slots__ = ("expires_at", "lasting", "on_ack", "payload", "qos", "released", "retain", "sent", "seq", "topic")
 
     def __init__(
         self,
@@ -27,6 +33,7 @@ class Delivery:
         retain: bool = False,
         expires_at: float | None = None,
         on_ack: Callable[[], None] | None = None,
+        lasting: bool = True,
     ) -> None:
         self.topic = topic
         self.payload = payload
@@ -34,9 +41,17 @@ class Delivery:
         self.retain = retain
         self.expires_at = expires_at
         self.on_ack = on_ack
+        self.lasting = lasting
+        self.sent = False
+        """Whether the client may have it: from then on it is sent with DUP."""
         self.released = False
+        """Whether the PUBREC of a QoS 2 message has come, and its PUBREL may be sent."""
         self.seq = 0
         """The number under which it is stored; 0 if it is not."""
+
+    def expired(self, now: float) -> bool:
+        """Whether it may not be delivered any more."""
+        return self.expires_at is not None and self.expires_at <= now
 
 
 @final
@@ -48,19 +63,27 @@ class Session:
     """
 
     __slots__ = (
-        "_last_id", "_queue", "clean", "client_id", "connection", "inflight", "subscriptions", "unreleased", "username",
+        "_last_id", "_queue", "backlog", "clean", "client_id", "connection", "inflight", "last_seen", "subscriptions",
+        "unreleased", "username",
     )  # fmt: skip
 
-    def __init__(self, client_id: str, *, clean: bool, username: str | None = None) -> None:
+    def __init__(self, client_id: str, *, clean: bool, username: str | None = None, last_seen: float = 0.0) -> None:
         self.client_id = client_id
         self.clean = clean
         self.username = username
+        """Who it belongs to; None where nobody has to say who he is."""
+        self.last_seen = last_seen
+        """When its client left last (Unix seconds)."""
         self.connection: Connection | None = None
         self.subscriptions: dict[str, int] = {}
         self.inflight: dict[int, Delivery] = {}
         """By packet identifier, in the order of sending [MQTT-4.6.0-6]."""
-        self.unreleased: set[int] = set()
-        """Packet identifiers of QoS 2 messages taken over and not released by a PUBREL [MQTT-4.3.3-2]."""
+        self.unreleased: dict[int, Receipt | None] = {}
+        """QoS 2 messages taken over and not released by a PUBREL, by packet identifier [MQTT-4.3.3-2]; None for one
+        that was committed before the bridge was started."""
+        self.backlog: deque[tuple[Retained, int]] | None = None
+        """Retained messages that are still to be sent for new subscriptions, each with the subscription's QoS. They are
+        the retained tree's own objects, so that a hundred thousand of them cost a list; not kept over a restart."""
         self._queue: deque[Delivery] | None = None
         self._last_id = 0
 
@@ -75,6 +98,16 @@ class Session:
             self._queue = deque()
         self._queue.append(delivery)
 
+    def next_queued(self) -> Delivery | None:
+        """Take the message that has waited longest."""
+        queue = self._queue
+        if queue is None:
+            return None
+        delivery = queue.popleft()
+        if not queue:
+            self._queue = None
+        return delivery
+
     def start(self, delivery: Delivery) -> int:
         """Put a message in flight; returns its packet identifier, one that is not in use [MQTT-2.3.1-2]."""
         packet_id = self._last_id
@@ -86,17 +119,11 @@ class Session:
         self.inflight[packet_id] = delivery
         return packet_id
 
-    def startable(self, now: float, max_inflight: int) -> Iterator[Delivery]:
-        """Take from the queue, in order, what there is room for in flight; what has expired is left out."""
-        while self._queue and len(self.inflight) < max_inflight:
-            delivery = self._queue.popleft()
-            if delivery.expires_at is None or delivery.expires_at > now:
-                yield delivery
-        if not self._queue:
-            self._queue = None
-
-    def forget_expired(self, now: float) -> None:
-        """Drop from what is in flight what may not be delivered any more."""
-        for packet_id, delivery in list(self.inflight.items()):
-            if delivery.expires_at is not None and delivery.expires_at <= now:
-                del self.inflight[packet_id]
+    def restore(self, delivery: Delivery, packet_id: int | None) -> None:
+        """Take back a message that was stored: in flight if it had a packet identifier."""
+        if packet_id is None:
+            self.enqueue(delivery)
+        else:
+            delivery.sent = True
+            self.inflight[packet_id] = delivery
+            self._last_id = packet_id
