@@ -10,7 +10,7 @@ from typing import Final, Self, TypeVar, final
 
 from sqlalchemy import text
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
 from tenacity import (
     AsyncRetrying,
     retry_if_exception,
@@ -30,6 +30,9 @@ RETRY_FOR: Final = 5.0
 """Seconds that `read` and `write` go on trying before the caller hears of it."""
 _TAKEOVER_FOR: Final = 3.0
 """Seconds that a start waits for the lock: a PostgreSQL server needs a moment to see that a killed bridge is gone."""
+
+_GOODBYE: Final = 1.0
+"""Seconds for closing each of the two pools."""
 
 backoff: Final = wait_random_exponential(multiplier=0.05, max=2.0)
 """Exponential with full jitter: up to 0.05 s, 0.1 s, 0.2 s ... 2 s."""
@@ -122,8 +125,13 @@ class Database:
         """Close all connections and let go of the lock."""
         async with self._write_turn:
             await self._forget_writer()
-        await self._readers.dispose()
-        await self._writer.dispose()
+        for pool in (self._readers, self._writer):
+            try:
+                async with asyncio.timeout(_GOODBYE):
+                    await pool.dispose()
+            except TimeoutError:
+                # A server that does not even take leave: the process's end will close the sockets.
+                await pool.dispose(close=False)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -157,12 +165,17 @@ class Database:
             connection = self._connection
             if connection is None:
                 connection = self._connection = await self._connect_writer()
+            transaction = None
             try:
-                async with connection.begin():
-                    yield connection
+                transaction = await connection.begin()
+                yield connection
+                await transaction.commit()
             except BaseException as error:
-                if not isinstance(error, Exception) or is_retriable(error) or connection.invalidated:
+                # Cancelled, or gone: no ROLLBACK, whose answer may take as long as the one that did not come.
+                if transaction is None or not isinstance(error, Exception) or is_retriable(error):
                     await self._forget_writer()
+                else:
+                    await self._roll_back(transaction)
                 raise
 
     async def attempt(self, fn: Callable[[], Awaitable[T]]) -> T:
@@ -204,6 +217,15 @@ class Database:
         except Exception as error:
             # No row is to blame for a connection that cannot be made, whatever the reason.
             raise StorageUnavailableError(str(wrap(error))) from error
+
+    async def _roll_back(self, transaction: AsyncTransaction) -> None:
+        try:
+            await transaction.rollback()
+        except Exception as error:
+            if not is_driver_error(error):
+                raise
+            # The error that led here says more than this one.
+            await self._forget_writer()
 
     async def _forget_writer(self) -> None:
         connection, self._connection = self._connection, None

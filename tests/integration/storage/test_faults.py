@@ -224,6 +224,26 @@ async def test_a_postgres_that_answers_nothing_does_not_hold_the_writer_for_good
 
 
 @pytest.mark.parametrize("kind", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True)
+async def test_stopping_does_not_wait_for_a_postgres_that_answers_nothing(
+    url: str, postgres: Postgres, ledger: Ledger
+) -> None:
+    database = await Database.open(url)
+    await database.ping()
+    writer = Writer(database)
+    await writer.start()
+    receipt = Receipt(ledger, qos=1)
+    await asyncio.to_thread(postgres.pause)
+    try:
+        add(writer, 1, receipt)
+        async with asyncio.timeout(8.0):
+            await writer.stop(0.5)
+            await database.close()
+    finally:
+        await asyncio.to_thread(postgres.resume)
+    assert receipt.outcome is Outcome.RETRY
+
+
+@pytest.mark.parametrize("kind", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True)
 @pytest.mark.usefixtures("quick")
 async def test_a_writer_that_lost_its_session_does_not_write_beside_another_bridge(url: str, ledger: Ledger) -> None:
     database = await Database.open(url)
