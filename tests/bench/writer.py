@@ -17,12 +17,12 @@ from typing import Any
 
 import asyncpg
 import uvloop
-from bridge.storage.writer import Writer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.receipts import Ledger, Receipt
 from bridge.storage import migrate
 from bridge.storage.database import Database
+from bridge.storage.writer import Writer
 from tests.bench import wire
 from tests.servers import Postgres
 
