@@ -158,10 +158,11 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
             connection.abort()
         if now - self._expired_at > EXPIRY_SWEEP:
             self._expired_at = now
-            self._expire_sessions()
+            self.expire_sessions()
         self._sweeper = self._loop.call_later(SWEEP, self._sweep)
 
-    def _expire_sessions(self) -> None:
+    def expire_sessions(self) -> None:
+        """End the sessions whose clients have been away for too long."""
         oldest = self.clock() - self.config.session_expiry
         for session in [s for s in self.clients.values() if s.connection is None and s.last_seen < oldest]:
             self.end(session)

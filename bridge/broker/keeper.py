@@ -32,6 +32,11 @@ class Keeper:
         return self._store is not None and self._store.congested
 
     @property
+    def settled(self) -> bool:
+        """Whether everything is stored."""
+        return self._store is None or self._store.pending == 0
+
+    @property
     def changes(self) -> int:
         """Grows with all that is to be stored."""
         return 0 if self._store is None else self._store.changes

@@ -96,7 +96,7 @@ async def broker(
     """A broker on a free port. When it is left, nothing may be left behind."""
     intake = intake or RecordingIntake()
     ledger = Ledger()
-    settings = BrokerConfig(port=0, **config)
+    settings = BrokerConfig(**{"port": 0, **config})
     tasks = asyncio.all_tasks()
     made = EmbeddedBroker(settings, Topics(), ledger, intake, store)
     await made.restore()
