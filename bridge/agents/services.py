@@ -28,7 +28,6 @@ REFUSALS_LOGGED: Final = 20
 """Lines per second about refused messages: a device that sends rubbish at full speed must not slow the others."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How agents behave; times in seconds."""
