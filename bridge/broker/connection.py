@@ -379,6 +379,11 @@ class Connection(Sender):
         self.close(cause, detail)
 
     @property
+    def paused(self) -> bool:
+        """Whether nothing is read at the moment."""
+        return self._paused
+
+    @property
     def rights(self) -> Rights | None:
         """What the client may do, once it is connected."""
         return self._rights

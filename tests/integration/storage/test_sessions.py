@@ -1,4 +1,4 @@
-"""The store of sessions on both databases: what comes back is what was handed over, in as few statements as possible."""
+"""The store of sessions on both databases: what comes back is what was handed over, in few statements."""
 
 from __future__ import annotations
 
@@ -127,21 +127,25 @@ async def test_what_follows_in_the_writer_is_not_committed_before(
     store = SessionStore(database, writer)
     for number in range(200):
         store.save_message(message(store.next_seq()))
-        receipt = Receipt(ledger, Watcher())
+        committed = asyncio.Event()
+        receipt = Receipt(ledger, Watcher(committed))
         writer.add_reading("d", "s", float(number), 0.0, None, "{}", receipt)
         if number % 20 == 0:
-            while receipt.outcome is None:
-                await asyncio.sleep(0)
+            async with asyncio.timeout(10):
+                await committed.wait()
             rows = await witness.rows("SELECT count(*) FROM session_messages")
             assert rows[0][0] >= number + 1
     await stored(store)
 
 
 class Watcher:
-    """Waits for nothing."""
+    """Says when a receipt is settled."""
+
+    def __init__(self, settled: asyncio.Event) -> None:
+        self._settled = settled
 
     def receipt_settled(self, receipt: Receipt) -> None:
-        pass
+        self._settled.set()
 
 
 async def test_what_the_writer_leaves_is_not_acknowledged(database: Database, ledger: Ledger) -> None:
@@ -151,11 +155,12 @@ async def test_what_the_writer_leaves_is_not_acknowledged(database: Database, le
     await writer.stop(1.0)
     called: list[bool] = []
     store.retain(StoredRetained("r", b"1", 0))
-    receipt = Receipt(ledger)
+    settled = asyncio.Event()
+    receipt = Receipt(ledger, Watcher(settled))
     store.settle(receipt)
     store.then(lambda: called.append(True))
-    while receipt.outcome is None:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await settled.wait()
     assert receipt.outcome is Outcome.RETRY
     assert not called
     assert store.pending == 0
