@@ -141,7 +141,7 @@ class DatabaseSection(Section):
 class Writer(Section):
     """The group-committing writer: larger batches cost less per row, waiting costs latency."""
 
-    batch_rows: Count = Field(2_000, description="Rows per commit at most.")
+    batch_rows: Count = Field(4_096, description="Rows per commit at most.")
     batch_wait: float = Field(
         0.002, ge=0, le=1, description="Seconds that the first row of a batch waits for others, at most 1."
     )
@@ -160,9 +160,10 @@ class Agent(Section):
         600.0, description="Seconds without work after which an agent leaves memory; at least sleep_after."
     )
     mailbox_limit: Count = Field(
-        10_000, description="Messages waiting for one agent: the sender is slowed, other devices are not."
+        10_000,
+        description="Messages waiting for one agent; then QoS 0 is dropped and counted, and QoS 1 and 2 are slowed.",
     )
-    restarts: Count = Field(5, description="Restarts of a failing agent within restart_window; then it stays down.")
+    restarts: Count = Field(5, description="Restarts of a failing agent within restart_window; then it rests.")
     restart_window: Seconds = Field(60.0, description="Seconds over which restarts are counted.")
     snapshot_interval: Seconds = Field(
         5.0, description="Seconds between two stored states of a busy device: what a crash makes it forget."

@@ -246,14 +246,14 @@ class Cell:
         rules = self._services.rules
         device = self._device
         delay = rules.sleep_after
-        if device is not None and self.idle:
+        if device is not None:
             due = device.next_check()
             idle_for = now - self._used_at
             if due <= now:
-                self.tell(Device.tick)
-            elif idle_for >= rules.evict_after and device.forgettable:
+                self.tell(Device.tick)  # and that sets the next timer
+            elif self.idle and idle_for >= rules.evict_after and device.forgettable:
                 self._evict(device)
-            elif idle_for >= rules.sleep_after:
+            elif self.idle and idle_for >= rules.sleep_after:
                 self._sleep()
             if due > now:
                 delay = min(delay, due - now)

@@ -66,7 +66,7 @@ class Writer:
         self,
         database: Database,
         *,
-        batch_rows: int = 2000,
+        batch_rows: int = 4096,
         batch_wait: float = 0.002,
         capacity: int = 50_000,
         clock: Callable[[], float] = time.time,
