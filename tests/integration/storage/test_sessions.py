@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from bridge.receipts import Ledger, Outcome, Receipt
 from bridge.storage.database import Database
 from bridge.storage.sessions import (
@@ -164,6 +166,20 @@ async def test_what_the_writer_leaves_is_not_acknowledged(database: Database, le
     assert receipt.outcome is Outcome.RETRY
     assert not called
     assert store.pending == 0
+
+
+async def test_what_comes_while_a_page_is_being_written_is_written_too(database: Database, writer: Writer) -> None:
+    store = SessionStore(database, writer)
+    early, late = StoredRetained("early", b"1", 0), StoredRetained("late", b"1", 0)
+    store.retain(early)
+
+    async def meanwhile(connection: AsyncConnection) -> None:
+        # In the same transaction, after the page.
+        store.retain(late)
+
+    await writer.submit(meanwhile)
+    await stored(store)
+    assert sorted((await store.load()).retained) == [early, late]
 
 
 async def test_presence_of_every_device_costs_one_row_each(database: Database, writer: Writer) -> None:
