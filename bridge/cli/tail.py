@@ -49,7 +49,7 @@ def tail(
 async def _tail(target: Target, topic_filter: str, prefix: str) -> None:
     import aiomqtt
 
-    from bridge.simulate.client import client
+    from bridge.simulate.client import client, heed_cancellation
 
     connected = False
     while True:
@@ -59,6 +59,7 @@ async def _tail(target: Target, topic_filter: str, prefix: str) -> None:
                 # MQTT 3.1.1, 3.9.3: 0x80 is a refusal.
                 if any((code if isinstance(code, int) else code.value) >= 0x80 for code in granted):
                     raise BridgeError(f"the broker does not grant a subscription to {topic_filter}")
+                heed_cancellation()
                 connected = True
                 async for message in connection.messages:
                     _print(message, prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Iterator
@@ -63,3 +64,14 @@ def cause(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def heed_cancellation() -> None:
+    """Raise CancelledError if this task was told to end and that was swallowed.
+
+    aiomqtt waits with `asyncio.wait_for`, which in Python 3.11 returns as if nothing had been when the cancellation
+    and what it waited for come at once. So this belongs after each of its calls that is not the task's last.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

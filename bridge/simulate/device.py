@@ -12,7 +12,7 @@ from typing import Any, Final, final
 import aiomqtt
 import msgspec
 
-from bridge.simulate.client import Target, cause, client, pauses
+from bridge.simulate.client import Target, cause, client, heed_cancellation, pauses
 from bridge.simulate.figures import Figures
 from bridge.simulate.sensor import Sensor
 from bridge.topics import Topics
@@ -80,6 +80,7 @@ class SimulatedDevice:
                 async with contextlib.AsyncExitStack() as stack:
                     async with self._gate:
                         connection = await stack.enter_async_context(client(self._target, self.id, window=WINDOW))
+                    heed_cancellation()
                     waits = pauses(self._random)
                     await self._live(connection)
             except (aiomqtt.MqttError, ExceptionGroup) as error:
@@ -87,6 +88,7 @@ class SimulatedDevice:
                 if not isinstance(why, aiomqtt.MqttError):
                     raise
                 self._figures.trouble(str(why))
+            heed_cancellation()
             await asyncio.sleep(next(waits))
 
     async def _live(self, connection: aiomqtt.Client) -> None:
@@ -125,6 +127,7 @@ class SimulatedDevice:
     async def _publish(self, connection: aiomqtt.Client, payload: bytes) -> None:
         began = time.perf_counter()
         await connection.publish(self._topics.of(self.id, "telemetry"), payload, qos=self._qos)
+        heed_cancellation()
         if self._qos:
             self._figures.latencies.record(time.perf_counter() - began)
         self._figures.acknowledged += 1
@@ -133,6 +136,7 @@ class SimulatedDevice:
     async def _read(self, connection: aiomqtt.Client) -> None:
         request_topic, ping_topic = self._topics.of(self.id, "command/request"), self._topics.of(self.id, "ping")
         await connection.subscribe([(request_topic, 1), (ping_topic, 1)])
+        heed_cancellation()
         async for message in connection.messages:
             payload = message.payload if isinstance(message.payload, bytes) else b""
             if message.topic.value == ping_topic:
@@ -140,6 +144,7 @@ class SimulatedDevice:
                 await connection.publish(self._topics.of(self.id, "pong"), payload)
             else:
                 await self._take(connection, payload)
+            heed_cancellation()
 
     async def _take(self, connection: aiomqtt.Client, payload: bytes) -> None:
         """Queue a request, unless it has come before: then it is answered again and not executed again."""
@@ -192,6 +197,7 @@ class SimulatedDevice:
 
     async def _respond(self, connection: aiomqtt.Client, response: bytes) -> None:
         await connection.publish(self._topics.of(self.id, "command/response"), response, qos=1)
+        heed_cancellation()
 
 
 def _response(command_id: str, status: str, **more: Any) -> bytes:

@@ -11,7 +11,7 @@ from typing import Final, final
 import aiomqtt
 
 from bridge.errors import BridgeError
-from bridge.simulate.client import Target, cause, client, pauses
+from bridge.simulate.client import Target, cause, client, heed_cancellation, pauses
 from bridge.simulate.figures import Figures
 from bridge.simulate.recording import Recorded
 from bridge.topics import Topics
@@ -80,6 +80,7 @@ class Replay:
     async def _publish_all(self) -> None:
         """Publish on one connection: first what the one before it left unacknowledged, then what is left to read."""
         async with client(self._target, f"replay-{self._device_id}", window=WINDOW) as connection:
+            heed_cancellation()
             self._figures.connects += 1
             watch = asyncio.create_task(_watch(connection))
             publish = asyncio.create_task(self._pump(connection))
