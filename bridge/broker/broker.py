@@ -58,7 +58,12 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         store: SessionStore | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises StartError when the password file cannot be read."""
+        """Raises StartError when the password file cannot be read, or when plugins are configured."""
+        if config.plugins:
+            # Not asked yet, so they would let everybody in.
+            raise StartError(
+                f"amqtt plugins are not supported yet: remove {', '.join(config.plugins)} from mqtt.plugins"
+            )
         super().__init__(AmqttConfig(plugins=dict(config.plugins)))
         self.config = config
         self.topics: Final = topics

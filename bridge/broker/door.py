@@ -35,8 +35,7 @@ class Door:
     @property
     def opens_to_nobody(self) -> bool:
         """Whether there is no way to be let in."""
-        config = self._broker.config
-        return not config.allow_anonymous and self._passwords is None and not config.plugins
+        return not self._broker.config.allow_anonymous and self._passwords is None
 
     def close(self) -> None:
         """End the checks that are under way."""

@@ -33,11 +33,9 @@ async def test_a_connection_is_not_read_while_too_much_of_it_is_unsettled() -> N
         assert 10 < taken < total
         await other.silent()
         assert len(intake.messages) == taken
-        settled = 0
-        while settled < total:
-            await eventually(lambda: len(intake.messages) > settled, "more messages")
+        for settled in range(total):
+            await eventually(lambda wanted=settled + 1: len(intake.messages) >= wanted, "more messages")  # type: ignore[misc]  # mypy cannot infer it
             intake.messages[settled].receipt.settle(Outcome.COMMITTED)
-            settled += 1
         await sending
         await device.expect(*(packets.puback(i) for i in range(1, total + 1)))
         assert not connection.paused
@@ -160,7 +158,7 @@ async def test_another_clients_hand() -> None:
         received: list[tuple[str, bytes, int]] = []
         subscribed = threading.Event()
         client = paho.Client(CallbackAPIVersion.VERSION2, client_id="paho", clean_session=False)
-        client.on_message = lambda _c, _u, m: received.append((m.topic, m.payload, m.qos))
+        client.on_message = lambda _c, _u, m: received.append((m.topic, bytes(m.payload), m.qos))
         client.on_connect = lambda c, *_: c.subscribe([("a/#", 2), ("b", 0)])
         client.on_subscribe = lambda *_: subscribed.set()
         client.connect_async("127.0.0.1", door.broker.bound_port)

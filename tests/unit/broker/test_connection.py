@@ -50,11 +50,12 @@ topics = st.sampled_from(
     ["a", "a/b", "devices/d1/telemetry", "devices/d 1/telemetry", "devices/d1/command", "$x", "a/#"]
 )
 small = st.integers(0, 3)
+acknowledgements = st.sampled_from([packets.puback, packets.pubrec, packets.pubrel, packets.pubcomp])
 good = st.one_of(
     st.builds(publish, topics, st.binary(max_size=5), small, small, retain=st.booleans(), dup=st.booleans()),
     st.builds(lambda i, f, q: subscribe(i, (f, q)), small, topics, small),
     st.builds(unsubscribe, small, topics),
-    st.builds(lambda kind, i: kind(i), st.sampled_from([packets.puback, packets.pubrec, packets.pubrel, packets.pubcomp]), small),
+    st.builds(lambda kind, i: kind(i), acknowledgements, small),
     st.sampled_from([b"\xc0\x00", b"\xe0\x00"]),
     st.builds(connect, st.sampled_from(["c", ""]), keepalive=small),
 )  # fmt: skip
