@@ -56,6 +56,8 @@ class Database:
 
 @pytest.fixture
 def database(server: Postgres) -> Database:
+    if not server.running:  # a test that stopped it has failed
+        server.start()
     return Database(server)
 
 
