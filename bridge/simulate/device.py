@@ -97,11 +97,12 @@ class SimulatedDevice:
         self._figures.connected += 1
         try:
             async with asyncio.TaskGroup() as group:
-                # The reader is also who notices that the connection is gone.
-                group.create_task(self._read(connection))
                 group.create_task(self._execute(connection))
                 if self._rate > 0:
                     group.create_task(self._measure(connection))
+                # The reader is also who notices that the connection is gone. It must not be a task too: Python 3.11's
+                # group leaves a task that waits at its end marked as cancelled when one of its members fails.
+                await self._read(connection)
         finally:
             self._figures.connected -= 1
 
