@@ -13,34 +13,8 @@ from pathlib import Path
 import argon2
 import pytest
 
-import bridge.cli
 from bridge.broker.passwords import Passwords
-
-Run = Callable[..., int]
-
-
-@pytest.fixture(autouse=True)
-def an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing is set, and the data directory would be made in the test's own folder."""
-    for name in list(os.environ):
-        if name.upper().startswith("BRIDGE_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `mqtt-bridge` with some arguments in this process; its exit code."""
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr("sys.argv", ["mqtt-bridge", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            bridge.cli.main()
-        code = ended.value.code
-        return code if isinstance(code, int) else 0
-
-    return call
-
+from tests.unit.cli.conftest import Run
 
 # ---------------------------------------------------------------------- errors
 
