@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +14,6 @@ from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
 from bridge.messages import Message
 from bridge.receipts import Ledger, Receipt
-from bridge.storage import migrate
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
 from bridge.storage.writer import Writer
@@ -87,10 +85,8 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path, rules: Rules | None = None) -> AsyncIterator[House]:
-    """A running house on the SQLite file in `folder`, which may hold an earlier one's data."""
-    url = f"sqlite+aiosqlite:///{folder}/bridge.db"
-    await migrate.upgrade(url)
+async def house(url: str, rules: Rules | None = None) -> AsyncIterator[House]:
+    """A running house on a migrated database, which may hold an earlier one's data."""
     async with AsyncExitStack() as undo:
         database = await Database.open(url)
         undo.push_async_callback(database.close)

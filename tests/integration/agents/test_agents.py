@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,8 +34,8 @@ async def count(built: House, table: Any) -> int:
     return await built.database.read(rows)
 
 
-async def test_a_reading_is_committed_before_its_receipt_is_settled(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_a_reading_is_committed_before_its_receipt_is_settled(url: str) -> None:
+    async with house(url) as built:
         receipt = built.receive("devices/fridge-7/telemetry", b'{"temperature": 4.2}')
         assert receipt.outcome is None
         await until(lambda: receipt.outcome)
@@ -48,8 +47,8 @@ async def test_a_reading_is_committed_before_its_receipt_is_settled(tmp_path: Pa
         assert device.streams["default"].payload == '{"temperature": 4.2}'
 
 
-async def test_a_thousand_messages_for_a_cold_device_load_its_state_once(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_a_thousand_messages_for_a_cold_device_load_its_state_once(url: str) -> None:
+    async with house(url) as built:
         loads = 0
         load = built.services.loader.load
 
@@ -65,15 +64,15 @@ async def test_a_thousand_messages_for_a_cold_device_load_its_state_once(tmp_pat
         assert await count(built, tables.telemetry) == 1000
 
 
-async def test_state_survives_a_restart_and_late_readings_do_not_replace_the_latest(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_state_survives_a_restart_and_late_readings_do_not_replace_the_latest(url: str) -> None:
+    async with house(url) as built:
         for payload in (b'{"ts": 1700000100, "v": 2}', b'{"ts": 1700000000, "v": 1}', b'[{"v":3},{"v":4}]'):
             receipt = built.receive("devices/d1/telemetry/a", payload)
         await until(lambda: receipt.outcome)
         device = built.router.find("d1")
         assert device is not None
         first_seen = device.first_seen
-    async with house(tmp_path) as built:
+    async with house(url) as built:
         receipt = built.receive("devices/d1/telemetry/b", b'{"w": 1}')
         await until(lambda: receipt.outcome)
         device = built.router.find("d1")
@@ -82,9 +81,9 @@ async def test_state_survives_a_restart_and_late_readings_do_not_replace_the_lat
         assert device.streams["a"].payload == '{"v":3}'
 
 
-async def test_a_silent_device_leaves_memory_and_comes_back_with_its_state(tmp_path: Path) -> None:
+async def test_a_silent_device_leaves_memory_and_comes_back_with_its_state(url: str) -> None:
     rules = Rules(sleep_after=0.05, evict_after=0.1, snapshot_interval=0.05)
-    async with house(tmp_path, rules) as built:
+    async with house(url, rules) as built:
         receipt = built.receive("devices/d1/telemetry", b'{"v": 1}')
         await until(lambda: built.router.find("d1") is not None)
         await until(lambda: built.router.find("d1") is None)
@@ -96,8 +95,8 @@ async def test_a_silent_device_leaves_memory_and_comes_back_with_its_state(tmp_p
         assert device.messages == 2
 
 
-async def test_a_sleeping_agent_wakes_for_a_message(tmp_path: Path) -> None:
-    async with house(tmp_path, Rules(sleep_after=0.05, snapshot_interval=0.05)) as built:
+async def test_a_sleeping_agent_wakes_for_a_message(url: str) -> None:
+    async with house(url, Rules(sleep_after=0.05, snapshot_interval=0.05)) as built:
         built.receive("devices/d1/telemetry", b'{"v": 1}')
         await until(lambda: built.router.activity() == {"awake": 0, "asleep": 1})
         receipt = built.receive("devices/d1/telemetry", b'{"v": 2}')
@@ -107,8 +106,8 @@ async def test_a_sleeping_agent_wakes_for_a_message(tmp_path: Path) -> None:
         assert device.messages == 2
 
 
-async def test_rubbish_becomes_a_dead_letter_the_device_is_told_and_the_next_reading_is_stored(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_rubbish_becomes_a_dead_letter_the_device_is_told_and_the_next_reading_is_stored(url: str) -> None:
+    async with house(url) as built:
         bad = built.receive("devices/d1/telemetry", b"{nope")
         good = built.receive("devices/d1/telemetry", b'{"v": 1}')
         await until(lambda: bad.outcome and good.outcome)
@@ -131,9 +130,9 @@ class Fragile(Agent):
             raise ZeroDivisionError("on purpose")
 
 
-async def test_an_agent_that_raises_is_restarted_up_to_a_limit_and_nobody_else_notices(tmp_path: Path) -> None:
+async def test_an_agent_that_raises_is_restarted_up_to_a_limit_and_nobody_else_notices(url: str) -> None:
     Fragile.built = 0
-    async with house(tmp_path, Rules(agent_class=Fragile, restarts=3, restart_window=60.0)) as built:
+    async with house(url, Rules(agent_class=Fragile, restarts=3, restart_window=60.0)) as built:
         booms = [built.receive("devices/sick/telemetry/boom", b"{}") for _ in range(3)]
         await until(lambda: all(receipt.outcome for receipt in booms))
         assert {receipt.outcome for receipt in booms} == {Outcome.DEAD_LETTERED}
@@ -147,8 +146,8 @@ async def test_an_agent_that_raises_is_restarted_up_to_a_limit_and_nobody_else_n
         assert reasons == ["agent_error"] * 3 + ["agent_failed"]
 
 
-async def test_qos_0_over_the_mailbox_limit_is_dropped_and_counted(tmp_path: Path) -> None:
-    async with house(tmp_path, Rules(mailbox_limit=10)) as built:
+async def test_qos_0_over_the_mailbox_limit_is_dropped_and_counted(url: str) -> None:
+    async with house(url, Rules(mailbox_limit=10)) as built:
         receipts = [built.receive("devices/d1/telemetry", b"{}", qos=0) for _ in range(15)]
         kept = built.receive("devices/d1/telemetry", b"{}", qos=1)
         await until(lambda: kept.outcome)
@@ -157,10 +156,8 @@ async def test_qos_0_over_the_mailbox_limit_is_dropped_and_counted(tmp_path: Pat
 
 
 @pytest.mark.parametrize("answered", [True, False])
-async def test_a_silent_device_is_pinged_and_falls_silent_only_without_an_answer(
-    tmp_path: Path, answered: bool
-) -> None:
-    async with house(tmp_path, Rules(ping_interval=0.1, ping_misses=2)) as built:
+async def test_a_silent_device_is_pinged_and_falls_silent_only_without_an_answer(url: str, answered: bool) -> None:
+    async with house(url, Rules(ping_interval=0.1, ping_misses=2)) as built:
         built.router.attached("d1", Line(), listening=True)
         pings = 0
         deadline = time.monotonic() + 2.5
@@ -178,8 +175,8 @@ async def test_a_silent_device_is_pinged_and_falls_silent_only_without_an_answer
         assert (device.round_trip is not None) is answered
 
 
-async def test_presence_follows_the_last_connection_and_epochs_survive_a_restart(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_presence_follows_the_last_connection_and_epochs_survive_a_restart(url: str) -> None:
+    async with house(url) as built:
         old, new = Line(), Line()
         built.router.attached("d1", old, listening=True)
         built.router.attached("d1", new, listening=True)
@@ -194,7 +191,7 @@ async def test_presence_follows_the_last_connection_and_epochs_survive_a_restart
         ("online", "connect", 1), ("offline", "keepalive", 2), ("online", "connect", 3),
     ]  # fmt: skip
     assert all(sent.retain for sent in built.sent if sent.topic == "devices/d1/presence")
-    async with house(tmp_path) as built:
+    async with house(url) as built:
         # It was online when the house went down without a word: nobody knows what became of it.
         told = built.bodies("devices/d1/presence")
         assert [(body["status"], body["cause"], body["epoch"]) for body in told] == [("unknown", "restart", 4)]
@@ -207,8 +204,8 @@ async def statuses(built: House, command_id: str) -> list[str]:
     return [event.status for event in events]
 
 
-async def test_a_command_is_stored_sent_delivered_and_done(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_a_command_is_stored_sent_delivered_and_done(url: str) -> None:
+    async with house(url) as built:
         built.router.attached("d1", Line(), listening=True)
         command, created = await built.router.send("d1", CommandRequest("reboot", {"delay": 1}), "api")
         assert created
@@ -234,8 +231,8 @@ async def test_a_command_is_stored_sent_delivered_and_done(tmp_path: Path) -> No
         assert len(await statuses(built, command.command_id)) == 6
 
 
-async def test_the_same_key_is_the_same_command(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_the_same_key_is_the_same_command(url: str) -> None:
+    async with house(url) as built:
         request = CommandRequest("open", id="k1")
         (first, created), (second, again) = await asyncio.gather(
             built.router.send("d1", request, "api"), built.router.send("d1", request, "api")
@@ -247,8 +244,8 @@ async def test_the_same_key_is_the_same_command(tmp_path: Path) -> None:
         assert len(built.bodies("devices/d1/command/request")) == 1
 
 
-async def test_commands_for_an_absent_device_go_out_in_order_when_it_comes_unless_expired(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_commands_for_an_absent_device_go_out_in_order_when_it_comes_unless_expired(url: str) -> None:
+    async with house(url) as built:
         for name, ttl in (("first", 60.0), ("too-late", 0.05), ("second", 60.0)):
             await built.router.send("d1", CommandRequest(name, ttl=ttl), "api")
         await until(lambda: any(b["status"] == "expired" for b in built.bodies("devices/d1/command/status")))
@@ -258,11 +255,11 @@ async def test_commands_for_an_absent_device_go_out_in_order_when_it_comes_unles
         assert [body["name"] for body in built.bodies("devices/d1/command/request")] == ["first", "second"]
 
 
-async def test_unfinished_commands_survive_a_restart(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_unfinished_commands_survive_a_restart(url: str) -> None:
+    async with house(url) as built:
         waiting, _ = await built.router.send("d1", CommandRequest("waits"), "api")
         short, _ = await built.router.send("d2", CommandRequest("short", ttl=0.3), "api")
-    async with house(tmp_path) as built:
+    async with house(url) as built:
         built.router.attached("d1", Line(), listening=True)
         await until(lambda: built.bodies("devices/d1/command/request"))
         assert built.bodies("devices/d1/command/request")[0]["id"] == waiting.command_id
@@ -271,16 +268,16 @@ async def test_unfinished_commands_survive_a_restart(tmp_path: Path) -> None:
         assert await statuses(built, short.command_id) == ["queued", "expired"]
 
 
-async def test_a_response_to_a_command_that_was_never_sent_is_refused(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_a_response_to_a_command_that_was_never_sent_is_refused(url: str) -> None:
+    async with house(url) as built:
         receipt = built.receive("devices/d1/command/response", b'{"id":"nope","status":"succeeded"}')
         await until(lambda: receipt.outcome)
         assert receipt.outcome is Outcome.DEAD_LETTERED
         assert [body["reason"] for body in built.bodies("devices/d1/error")] == ["unknown_command"]
 
 
-async def test_a_command_over_mqtt_is_acknowledged_after_it_is_stored(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
+async def test_a_command_over_mqtt_is_acknowledged_after_it_is_stored(url: str) -> None:
+    async with house(url) as built:
         receipt = built.receive("devices/d1/command", b'{"name":"reboot","id":"k1"}')
         await until(lambda: receipt.outcome)
         assert receipt.outcome is Outcome.COMMITTED

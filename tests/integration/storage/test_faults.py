@@ -20,7 +20,7 @@ from bridge.storage import database as database_module
 from bridge.storage import engine
 from bridge.storage.database import Database
 from bridge.storage.writer import Writer
-from tests.integration.storage.conftest import plain
+from tests.integration.conftest import plain
 from tests.integration.storage.witness import Witness, eventually, nothing
 from tests.servers import Postgres
 
