@@ -13,7 +13,7 @@ from typing import Any, final
 
 import structlog
 
-from bridge import __version__, ports
+from bridge import __version__, descriptors, ports
 from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
 from bridge.broker.broker import EmbeddedBroker
@@ -113,6 +113,9 @@ class Bridge:
     async def _start(self, undo: contextlib.AsyncExitStack, migrate: bool) -> None:
         settings = self.settings
         grace = settings.shutdown_timeout / 3
+        wanted = settings.mqtt.max_connections + descriptors.BESIDE_CONNECTIONS
+        if (limit := descriptors.raise_limit(wanted)) < wanted:
+            log.warning("the limit of open files is below mqtt.max_connections", limit=limit, wanted=wanted)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         http_socket = ports.bind(settings.http.host, settings.http.port, "BRIDGE_HTTP__PORT")
         undo.callback(http_socket.close)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import resource
 import shutil
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import typer
 from rich.text import Text
 
+from bridge import descriptors
 from bridge.cli import terminal
 from bridge.cli.api import base_url
 from bridge.cli.terminal import ConfigOption
@@ -25,8 +25,6 @@ from bridge.errors import BridgeError, StartError
 if TYPE_CHECKING:
     from bridge.settings import Settings
 
-FILES_BESIDE_CONNECTIONS: Final = 200
-"""Open files for the database, HTTP and the log."""
 FREE_BYTES: Final = 500_000_000
 """Below this a busy bridge may fill the disk before somebody looks."""
 DATABASE_WITHIN: Final = 10.0
@@ -81,20 +79,14 @@ def _python(_: Settings) -> Iterator[Finding]:
 
 
 def _files(settings: Settings) -> Iterator[Finding]:
-    wanted = settings.mqtt.max_connections + FILES_BESIDE_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    shown = f"{_limit(soft)} (up to {_limit(hard)}), {wanted:,} needed for mqtt.max_connections"
-    advice = f"before `serve`: ulimit -n {wanted}"
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        advice = (
-            f"raise the hard limit (systemd: LimitNOFILE={wanted}; a container: --ulimit nofile={wanted}),"
-            f" or lower BRIDGE_MQTT__MAX_CONNECTIONS below {hard:,}"
-        )
-    yield Finding(soft == resource.RLIM_INFINITY or soft >= wanted, "open files", shown, advice)
-
-
-def _limit(number: int) -> str:
-    return "unlimited" if number == resource.RLIM_INFINITY else f"{number:,}"
+    wanted = settings.mqtt.max_connections + descriptors.BESIDE_CONNECTIONS
+    hard = descriptors.hard_limit()
+    shown = f"up to {hard:,}, {wanted:,} needed for mqtt.max_connections"
+    advice = (
+        f"raise the hard limit (systemd: LimitNOFILE={wanted}; a container: --ulimit nofile={wanted}),"
+        f" or lower BRIDGE_MQTT__MAX_CONNECTIONS below {hard:,}"
+    )
+    yield Finding(hard >= wanted, "open files", shown, advice)
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:

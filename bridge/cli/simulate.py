@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
+from bridge import descriptors
 from bridge.cli import terminal
 from bridge.cli.target import Host, Password, Username, resolve
 from bridge.cli.target import Port as PortOption
@@ -160,12 +160,9 @@ async def _view(line: Callable[[], str], *, quiet: bool) -> AsyncIterator[None]:
 
 def _raise_file_limit(devices: int) -> None:
     needed = devices + SPARE_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise BridgeError(f"{devices} devices need {needed} open files; `ulimit -Hn` allows {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    limit = descriptors.raise_limit(needed)
+    if limit < needed:
+        raise BridgeError(f"{devices} devices need {needed} open files; `ulimit -Hn` allows {limit}")
 
 
 # ---------------------------------------------------------------------- replay
