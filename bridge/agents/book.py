@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+from typing import Any, Final, Protocol, TypeVar, final
 
 import msgspec
 import structlog
@@ -18,9 +18,6 @@ from bridge.messages import Message
 from bridge.receipts import Outcome, Receipt
 from bridge.storage import commands as stored
 
-if TYPE_CHECKING:
-    from bridge.agents.device import Device, Host
-
 log = structlog.get_logger(__name__)
 
 MAX_OPEN: Final = 1_000
@@ -28,6 +25,26 @@ MAX_OPEN: Final = 1_000
 
 Accepted = tuple[Command, bool]
 T = TypeVar("T")
+
+
+class Host(Protocol):
+    """The cell that a device lives in."""
+
+    def call_before(self, when: float) -> None:
+        """See to it that the device looks at what is due at `when` (Unix seconds) at the latest."""
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call from the device's own coroutine."""
+
+
+class Addressee(Protocol):
+    """The device that the commands are for."""
+
+    id: str
+
+    @property
+    def listening(self) -> bool:
+        """Whether it can be sent something now."""
 
 
 @final
@@ -41,7 +58,7 @@ class CommandBook:
 
     __slots__ = ("_device", "_host", "_services", "open")
 
-    def __init__(self, device: Device, services: Services, host: Host) -> None:
+    def __init__(self, device: Addressee, services: Services, host: Host) -> None:
         self._device = device
         self._services = services
         self._host = host
@@ -68,7 +85,7 @@ class CommandBook:
         async def insert(connection: AsyncConnection) -> Accepted:
             return await stored.insert_command(connection, command, cause)
 
-        def inserted(accepted: Accepted, _device: Device) -> None:
+        def inserted(accepted: Accepted) -> None:
             command, created = accepted
             if created:
                 self.open[command.command_id] = command
@@ -128,7 +145,7 @@ class CommandBook:
             qos=1,
             live_only=True,
             expires_at=command.expires_at,
-            on_ack=lambda: self._host.tell(lambda _device: self._delivered(command)),
+            on_ack=lambda: self._host.soon(partial(self._delivered, command)),
         )
 
     # ------------------------------------------------------------------ from the device
@@ -157,7 +174,7 @@ class CommandBook:
         async def record(connection: AsyncConnection) -> bool:
             return await stored.record_late_response(connection, device_id, response, message.received_at)
 
-        def recorded(known: bool, _device: Device) -> None:
+        def recorded(known: bool) -> None:
             if known:
                 message.receipt.settle(Outcome.COMMITTED)
             else:
@@ -227,7 +244,7 @@ class CommandBook:
                 error=error,
             )
 
-        def updated(changed: bool, _device: Device) -> None:
+        def updated(changed: bool) -> None:
             if status.final:
                 self.open.pop(command.command_id, None)
             if not changed:
@@ -270,7 +287,7 @@ class CommandBook:
     def _then(
         self,
         future: asyncio.Future[T],
-        succeeded: Callable[[T, Device], None],
+        succeeded: Callable[[T], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         """Have the device's coroutine go on once the writer has committed."""
@@ -282,7 +299,6 @@ class CommandBook:
             if problem is not None:
                 failed(problem)
             else:
-                result = future.result()
-                self._host.tell(lambda device: succeeded(result, device))
+                self._host.soon(partial(succeeded, future.result()))
 
         future.add_done_callback(committed)

@@ -80,6 +80,10 @@ class Cell:
         self._control.append(control)
         self._wake()
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Have the agent's own coroutine call `callback`, before the messages that wait."""
+        self.tell(lambda _device: callback())
+
     @property
     def device(self) -> Device | None:
         """The device, once its state is loaded."""

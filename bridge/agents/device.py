@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Protocol, final
+from typing import Final, final
 
 import msgspec
 
 from bridge.agents.agent import Agent
-from bridge.agents.book import CommandBook
+from bridge.agents.book import CommandBook, Host
 from bridge.agents.services import Services
 from bridge.commands import decode_request, decode_response, new_command
 from bridge.errors import RefusedError
@@ -44,16 +43,6 @@ class _Pong(msgspec.Struct):
 
 _states: Final = msgspec.json.Decoder(_State)
 _pongs: Final = msgspec.json.Decoder(_Pong)
-
-
-class Host(Protocol):
-    """The cell that a device lives in."""
-
-    def call_before(self, when: float) -> None:
-        """See to it that `Device.tick` is called at `when` at the latest."""
-
-    def tell(self, control: Callable[[Device], None]) -> None:
-        """Call `control(device)` from the device's coroutine."""
 
 
 @final
