@@ -147,7 +147,7 @@ class Bridge:
         )
         self.router = Router(self.services)
         self.broker = EmbeddedBroker(
-            _broker_config(settings),
+            BrokerConfig(**settings.mqtt.model_dump()),
             topics,
             self.ledger,
             self.router,
@@ -283,23 +283,4 @@ def _rules(settings: Settings) -> Rules:
         snapshot_interval=agent.snapshot_interval,
         command_ttl=command.ttl,
         command_max_ttl=command.max_ttl,
-    )
-
-
-def _broker_config(settings: Settings) -> BrokerConfig:
-    mqtt = settings.mqtt
-    return BrokerConfig(
-        host=mqtt.host,
-        port=mqtt.port,
-        allow_anonymous=mqtt.allow_anonymous,
-        password_file=mqtt.password_file,
-        max_connections=mqtt.max_connections,
-        max_packet_bytes=mqtt.max_packet_bytes,
-        connect_timeout=mqtt.connect_timeout,
-        receive_window=mqtt.receive_window,
-        max_topic_levels=mqtt.max_topic_levels,
-        max_subscriptions=mqtt.max_subscriptions,
-        max_inflight=mqtt.max_inflight,
-        max_queued=mqtt.max_queued,
-        plugins=mqtt.plugins,
     )

@@ -82,8 +82,22 @@ class Mqtt(Section):
     password_file: Path | None = Field(
         None, description="Users and their hashed passwords, one a line; `mqtt-bridge passwd` writes it."
     )
+    tls_port: Port | None = Field(None, description="TCP port for MQTT over TLS; needs a certificate.")
+    websocket_port: Port | None = Field(None, description="TCP port for MQTT over WebSocket.")
+    websocket_tls_port: Port | None = Field(None, description="TCP port for MQTT over WebSocket and TLS.")
+    websocket_origins: tuple[str, ...] = Field(
+        (), description="Web pages that may connect by WebSocket, as http://127.0.0.1:8080; no others may."
+    )
+    tls_certificate: Path | None = Field(None, description="PEM file of the TLS ports' certificate chain.")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key.")
     max_connections: Count = Field(
         12_000, description="Connections at once. Each needs a file descriptor: `mqtt-bridge doctor` checks the limit."
+    )
+    max_connections_per_address: int = Field(
+        0, ge=0, description="Connections from one address, 0 for any number; loopback is never limited."
+    )
+    max_failed_logins: Count = Field(
+        10, description="Wrong passwords from one address within a minute; then it is refused without a look at them."
     )
     max_packet_bytes: int = Field(
         262_144, ge=128, le=268_435_460, description="Largest packet in bytes; a larger one closes its connection."
@@ -105,6 +119,13 @@ class Mqtt(Section):
     max_queued: Count = Field(
         1_000, description="Messages kept for one session that is away or slow; further ones are dropped and counted."
     )
+    max_sessions: Count = Field(50_000, description="Sessions, connected or kept; further clients are refused.")
+    session_expiry: Seconds = Field(
+        604_800.0, description="Seconds that the session of an absent client is kept: a client that never returns."
+    )
+    max_retained: Count = Field(1_000_000, description="Topics with a retained message; further ones are not kept.")
+    sys_interval: float = Field(10.0, ge=0, description="Seconds between two publications of $SYS topics; 0 for none.")
+    plugin_timeout: Seconds = Field(5.0, description="Seconds that a plugin may take to answer; then the answer is no.")
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="amqtt plugins: the class's dotted path and its configuration, as"

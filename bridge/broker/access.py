@@ -24,10 +24,12 @@ class Rights:
     """What one client may publish and subscribe to. Computed when asked for: a client asks once per topic, and ten
     thousand clients keep no lists."""
 
-    __slots__ = ("_name", "_role", "_topics")
+    __slots__ = ("_name", "_role", "_topics", "asks")
 
-    def __init__(self, role: Role | None, name: str, topics: Topics) -> None:
+    def __init__(self, role: Role | None, name: str, topics: Topics, *, asks: bool = False) -> None:
         """`name` is the user's, for a device its id; without a role everything is allowed."""
+        self.asks = asks
+        """Whether plugins decide, which takes time: then the answers below are not the last word."""
         self._role = role
         self._name = name
         self._topics = topics
@@ -69,6 +71,7 @@ class Rights:
 
 
 EVERYTHING: Final = Rights(None, "", Topics())
+ASKED: Final = Rights(None, "", Topics(), asks=True)
 
 
 def rights_of(role: Role, name: str, topics: Topics) -> Rights:

@@ -1,48 +1,56 @@
 """The embedded broker: amqtt's, with its hot path and its front door replaced.
 
 What stays amqtt's is what its plugins are written against: the configuration, the plugin manager and its context, the
-session that a plugin is shown. Listener, connections, sessions and routing are this room's own.
+session that a plugin is shown. Listeners, connections, sessions and routing are this room's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Final, final
+from collections.abc import Callable
+from typing import Any, Final, final
 
 import structlog
-from amqtt.broker import Broker
+from amqtt.broker import Broker, RetainedApplicationMessage
 from amqtt.contexts import BrokerConfig as AmqttConfig
+from amqtt.errors import PluginError
+from amqtt.events import BrokerEvents
+from amqtt.session import Session as Guest
 
 from bridge import ports
-from bridge.agents.limits import Limit
 from bridge.broker import packets
 from bridge.broker.access import Rights
-from bridge.broker.config import BrokerConfig
+from bridge.broker.clients import Clients
+from bridge.broker.config import BrokerConfig, BrokerStats
 from bridge.broker.connection import Connection
-from bridge.broker.door import Door
-from bridge.broker.keeper import Keeper
-from bridge.broker.retained import Retained, RetainedTree
-from bridge.broker.sender import Sender
-from bridge.broker.session import Delivery, Session
-from bridge.broker.stats import BrokerStats
-from bridge.broker.subscriptions import SubscriptionTree
+from bridge.broker.control import Control
+from bridge.broker.exchange import Exchange
+from bridge.broker.listener import Listener
+from bridge.broker.login import Login
+from bridge.broker.passwords import Passwords
+from bridge.broker.plugins import Plugins
+from bridge.broker.routes import route_to
+from bridge.broker.session import Session
+from bridge.broker.wheel import TICK, Wheel
+from bridge.broker.wire import CONGESTED, STOPPED, Wire
 from bridge.errors import RefusedError, StartError
 from bridge.messages import Intake, Message
-from bridge.receipts import Ledger, Outcome, Receipt
+from bridge.receipts import Ledger, Receipt
 from bridge.storage.sessions import SessionStore
 from bridge.topics import Topics
 
+__all__ = ["BrokerConfig", "BrokerStats", "EmbeddedBroker"]
+
 log = structlog.get_logger(__name__)
 
-SWEEP: Final = 1.0
-"""Seconds between two looks for clients that have been silent for too long."""
 CLOSINGS_LOGGED: Final = 50
-"""Lines per second about closed connections."""
-EXPIRY_SWEEP: Final = 60.0
-"""Seconds between two looks for sessions whose clients have been away for too long."""
+"""Lines about closed connections per second: ten thousand clients that are cut off at once must not fill the disk."""
+HOUSEKEEPING: Final = 60.0
+"""Seconds between two looks for expired sessions."""
+READ_WITHIN: Final = 1.0
+"""Seconds in which clients may read their last acknowledgements and hang up, when the bridge stops."""
+_QUIET: Final = frozenset(("disconnect", "disconnected", "shutdown"))
 
 
 @final
@@ -58,195 +66,203 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         store: SessionStore | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises StartError when the password file cannot be read, or when plugins are configured."""
-        if config.plugins:
-            # Not asked yet, so they would let everybody in.
-            raise StartError(
-                f"amqtt plugins are not supported yet: remove {', '.join(config.plugins)} from mqtt.plugins"
-            )
-        super().__init__(AmqttConfig(plugins=dict(config.plugins)))
+        """Without a `store` nothing survives a restart. `clock` gives Unix seconds. Raises StartError when a plugin
+        cannot be loaded or the password file cannot be read."""
+        try:
+            super().__init__(AmqttConfig(plugins=dict(config.plugins)))
+        except PluginError as error:
+            raise StartError(f"mqtt.plugins: {type(error).__name__}: {error}") from error
         self.config = config
         self.topics: Final = topics
         self.ledger: Final = ledger
-        self.passed: Final = Ledger()
-        """Messages on ordinary topics, which the bridge only passes on."""
         self.intake: Final = intake
+        self.store: Final = store
         self.clock: Final = clock
-        self.monotonic: Final = self._loop.time
-        self.tree: Final[SubscriptionTree[Session]] = SubscriptionTree()
-        self.kept: Final = RetainedTree(config.max_retained)
-        self.clients: Final[dict[str, Session]] = {}
+        self.stats: Final = BrokerStats()
+        self.wheel: Final = Wheel()
+        self.plugins: Final = Plugins(self.plugins_manager, config, self.stats) if config.plugins else None
+        self.exchange: Final = Exchange(config, self.stats, store, self.plugins, clock)
+        self.clients: Final = Clients(config, self.stats, self.exchange, topics, store, clock)
+        self.control: Final = Control(self)
+        passwords = Passwords(config.password_file) if config.password_file else None
+        self.login: Final = Login(config, topics, self.clients, passwords, self.plugins)
         self.connections: Final[set[Connection]] = set()
-        self.keeper: Final = Keeper(store)
-        self.door: Final = Door(self)
-        self.stats: Final = BrokerStats(self)
         self.accepting = False
+        self.publish: Final = self.exchange.publish
+        self._listener = Listener(config, self._new_connection)
+        self._has_users = passwords is not None or (self.plugins is not None and self.plugins.authenticates)
         self._waiting_for_relief: set[Connection] = set()
-        self._unflushed: list[Sender] = []
-        self._closings_logged = Limit(CLOSINGS_LOGGED, 1.0)
-        self._expired_at = self.monotonic()
-        self._gone = asyncio.Event()
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._server: asyncio.Server | None = None
+        self._unflushed: list[Wire] = []
+        self._ticker: asyncio.TimerHandle | None = None
+        self._started_at = 0.0
+        self._lines = 0
+        self._empty: asyncio.Event = asyncio.Event()
         intake.on_relief = self._relieve
-        self.keeper.on_relief(self._relieve)
+        if self.plugins is not None:
+            self.plugins.hand_over = self.exchange.hand_over
 
     # ------------------------------------------------------------------ life
 
     async def restore(self) -> None:
-        """Take back what was stored. Raises StorageUnavailableError or StorageError."""
-        await self.keeper.restore(self)
-        log.info("sessions restored", sessions=len(self.clients), retained=self.kept.count)
+        """Take up kept sessions and retained messages. Before `start`, and before anybody publishes."""
+        await self.clients.restore()
 
     async def start(self) -> None:
-        """Listen. Raises StartError when the port is taken, or when strangers could connect from elsewhere."""
+        """Listen. Raises StartError when a port is taken, or when strangers could connect from elsewhere."""
         config = self.config
         if config.allow_anonymous and not ports.is_loopback(config.host):
             raise StartError(
                 f"anonymous clients are only allowed on a loopback address, and BRIDGE_MQTT__HOST is {config.host}: "
                 "set BRIDGE_MQTT__ALLOW_ANONYMOUS=false and BRIDGE_MQTT__PASSWORD_FILE (see `mqtt-bridge passwd`)"
             )
-        if self.door.opens_to_nobody:
+        if not config.allow_anonymous and not self._has_users:
             raise StartError(
                 "nobody could connect: set BRIDGE_MQTT__PASSWORD_FILE, or BRIDGE_MQTT__ALLOW_ANONYMOUS=true"
             )
-        listener = ports.bind(config.host, config.port, "BRIDGE_MQTT__PORT")
-        self._server = await self._loop.create_server(lambda: Connection(self), sock=listener, backlog=ports.BACKLOG)
-        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+        if self.plugins is not None:
+            await self.plugins.life(BrokerEvents.PRE_START)
+        await self._listener.start()
+        self._started_at = self.clock()
+        self._ticker = self._loop.call_later(TICK, self._tick)
         self.accepting = True
+        if self.plugins is not None:
+            await self.plugins.life(BrokerEvents.POST_START)
 
     async def stop_intake(self) -> None:
         """Accept nobody and read nothing any more; acknowledgements still go out."""
         self.accepting = False
-        if self._server is not None:
-            self._server.close()
+        self._listener.close()
         for connection in self.connections:
-            connection.stop_reading()
+            connection.hold(STOPPED)
 
     async def stop(self, timeout: float) -> None:
-        """Store what is to be kept and acknowledge it, then close every connection, without wills; in all that may take
-        `timeout` seconds."""
+        """Wait at most `timeout` seconds for what is unsettled, then close every connection, without wills. What is
+        still unsettled stays unacknowledged."""
         await self.stop_intake()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        self.door.close()
-        deadline = self.monotonic() + timeout
-        await self.keeper.drain(timeout)
+        if self.plugins is not None:
+            await self.plugins.life(BrokerEvents.PRE_SHUTDOWN)
+        unsettled = [connection.when_settled() for connection in self.connections if not connection.settled]
+        if unsettled:
+            await asyncio.wait(unsettled, timeout=timeout)
         for connection in list(self.connections):
             connection.close("shutdown")
-        self._check_gone()
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._gone.wait()
-        except TimeoutError:
-            for connection in list(self.connections):
-                connection.abort()
-        await self.plugins_manager.close()
+        if self.connections:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), min(timeout, READ_WITHIN))
+            except TimeoutError:
+                log.info("not all clients have hung up", connections=len(self.connections))
+                for connection in list(self.connections):
+                    connection.abort()
+                await self._empty.wait()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await self.login.close()
+        if self.plugins is not None:
+            await self.plugins.life(BrokerEvents.POST_SHUTDOWN)
+            await self.plugins.close()
 
     @property
     def bound_port(self) -> int:
-        """The port it listens on."""
-        if self._server is None or not self._server.sockets:
-            return self.config.port
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        """The port of the plain listener."""
+        return self._listener.ports.get("mqtt", self.config.port)
 
-    def _sweep(self) -> None:
-        now = self.monotonic()
-        timeout = self.config.connect_timeout
-        for connection in list(self.connections):
-            cause = connection.overdue(now, timeout)
-            if cause is None:
-                continue
-            connection.close(cause)
-            # The client is not there, or does not read: nothing is waited for.
-            connection.abort()
-        if now - self._expired_at > EXPIRY_SWEEP:
-            self._expired_at = now
-            self.expire_sessions()
-        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+    @property
+    def ports(self) -> dict[str, int]:
+        """All ports that are listened on, by `mqtt`, `mqtts`, `ws`, `wss`."""
+        return self._listener.ports
 
-    def expire_sessions(self) -> None:
-        """End the sessions whose clients have been away for too long."""
-        oldest = self.clock() - self.config.session_expiry
-        for session in [s for s in self.clients.values() if s.connection is None and s.last_seen < oldest]:
-            self.end(session)
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK, self._tick)
+        for connection in self.wheel.turn():
+            connection.look()
+        tick = self.wheel.tick
+        if tick % int(1 / TICK) == 0:
+            self._lines = 0
+        if tick % int(HOUSEKEEPING / TICK) == 0:
+            self.clients.expire()
+            self.login.forgive()
+        if self.config.sys_interval and tick % max(1, int(self.config.sys_interval / TICK)) == 0:
+            self._publish_sys()
+
+    def _publish_sys(self) -> None:
+        stats = self.stats
+        for name, value in {
+            "version": "MQTT Agent Bridge",
+            "uptime": f"{self.clock() - self._started_at:.0f} seconds",
+            "clients/connected": stats.connections,
+            "clients/total": stats.sessions,
+            "subscriptions/count": stats.subscriptions,
+            "retained messages/count": stats.retained,
+            "messages/received": stats.messages_received + self.ledger.received,
+            "messages/sent": stats.messages_sent,
+            "bytes/received": stats.bytes_received,
+            "bytes/sent": stats.bytes_sent,
+        }.items():
+            self.publish(f"$SYS/broker/{name}", str(value).encode(), retain=True)
 
     # ------------------------------------------------------------------ connections
+
+    def _new_connection(self) -> Connection:
+        return Connection(self)
 
     def connected(self, connection: Connection) -> None:
         """A socket is open."""
         self.connections.add(connection)
-        if len(self.connections) > self.config.max_connections or not self.accepting:
-            connection.close("too_many_connections")
+        self.stats.connections = len(self.connections)
+        cause = self._listener.arrived(connection.address, len(self.connections))
+        if cause is not None or not self.accepting:
+            connection.close(cause or "shutdown", f"from {connection.address}", at_once=True)
 
     def disconnected(self, connection: Connection) -> None:
         """A socket is closed."""
+        self.wheel.take(connection)
         self.connections.discard(connection)
+        self._listener.left(connection.address)
+        self.stats.connections = len(self.connections)
         self._waiting_for_relief.discard(connection)
-        self._check_gone()
+        if not self.connections:
+            self._empty.set()
 
-    def _check_gone(self) -> None:
-        if not self.connections and not self.accepting:
-            self._gone.set()
-
-    def closed(self, connection: Connection, cause: str, detail: str) -> None:
-        """Count and log why a connection ends."""
+    def closed(self, connection: Connection, cause: str, detail: str, will: packets.Will | None) -> None:
+        """A connection ends: its session has no connection any more, its will is published, and the log says why."""
         self.stats.closed[cause] += 1
-        if cause not in ("disconnect", "shutdown", "disconnected") and self._closings_logged.allow(self.monotonic()):
-            left_out, self._closings_logged.passed_over = self._closings_logged.passed_over, 0
-            log.warning(
-                "connection closed", client=connection.client_id, cause=cause, detail=detail, lines_left_out=left_out
-            )
+        session = connection.session
+        if cause not in _QUIET and self._lines < CLOSINGS_LOGGED:
+            self._lines += 1
+            client, address = connection.client_id, connection.address
+            log.warning("connection closed", client=client, address=address, cause=cause, detail=detail)
+        if session is None:
+            return
+        self.clients.left(connection)
+        if self.plugins is not None:
+            self.plugins.disconnected(session)
+        if will is not None and session.rights is not None:
+            # Not now: whoever closes this connection may be in the middle of a hand-over.
+            self._loop.call_soon(self._publish_will, will, session.rights, session)
 
-    # ------------------------------------------------------------------ sessions
-
-    def begin(self, client_id: str, *, clean: bool, username: str | None) -> Session:
-        """A new session."""
-        session = self.clients[client_id] = Session(client_id, clean=clean, username=username, last_seen=self.clock())
-        self.keeper.session_changed(session)
-        return session
-
-    def left(self, session: Session) -> None:
-        """A session's connection is gone: a clean one ends with it [MQTT-3.1.2-6]."""
-        if session.clean:
-            self.end(session)
-        else:
-            session.last_seen = self.clock()
-            self.keeper.session_changed(session)
-
-    def end(self, session: Session) -> None:
-        """Nothing is remembered of the session."""
-        if self.clients.get(session.client_id) is session:
-            del self.clients[session.client_id]
-        for topic_filter in session.subscriptions:
-            self.tree.remove(topic_filter, session)
-        session.subscriptions.clear()
-        if not session.clean:
-            self.keeper.session_ended(session.client_id)
+    def close_soon(self, connection: Wire, cause: str, detail: str) -> None:
+        """Close a connection in the next turn of the loop, without waiting for the client to read."""
+        self._loop.call_soon(connection.close, cause, detail, True)
 
     def kick(self, client_id: str, cause: str = "kicked") -> bool:
         """Close a client's connection; False if it has none."""
-        session = self.clients.get(client_id)
+        session = self.clients.sessions.get(client_id)
         if session is None or session.connection is None:
             return False
         session.connection.close(cause)
         return True
 
     def wait_for_relief(self, connection: Connection) -> None:
-        """Have a connection that was paused read on when the intake is no longer congested."""
+        """Have a connection read on when the intake is no longer congested."""
         self._waiting_for_relief.add(connection)
 
     def _relieve(self) -> None:
         waiting, self._waiting_for_relief = self._waiting_for_relief, set()
         for connection in waiting:
-            connection.resume_reading()
+            connection.let_go(CONGESTED)
 
-    def soon(self, callback: Callable[[], None]) -> None:
-        """Call when this turn of the loop is over."""
-        self._loop.call_soon(callback)
-
-    def flush_soon(self, connection: Sender) -> None:
+    def flush_soon(self, connection: Wire) -> None:
         """Write a connection's output at the end of this turn of the loop, together with everybody's."""
         if not self._unflushed:
             self._loop.call_soon(self._flush)
@@ -257,173 +273,68 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         for connection in connections:
             connection.flush()
 
-    # ------------------------------------------------------------------ SUBSCRIBE
+    # ------------------------------------------------------------------ topics
 
-    def subscribe(
-        self, connection: Connection, session: Session, packet_id: int, wanted: list[tuple[str, int]]
-    ) -> None:
-        """Grant what may be granted, answer, then send the retained messages."""
-        rights = connection.rights
-        codes = []
-        granted = []
-        changed = False
-        for topic_filter, qos in wanted:
-            known = session.subscriptions.get(topic_filter)
-            full = known is None and len(session.subscriptions) >= self.config.max_subscriptions
-            deep = topic_filter.count("/") >= self.config.max_topic_levels
-            if full or deep or rights is None or not rights.may_subscribe(topic_filter):
-                codes.append(packets.FAILURE)
-                continue
-            if known != qos:
-                changed = True
-                session.subscriptions[topic_filter] = qos
-                self.tree.add(topic_filter, session, qos)
-            codes.append(qos)
-            granted.append((topic_filter, qos))
-        answer = partial(self._subscribed, connection, packets.suback(packet_id, codes), granted)
-        self._answer_when_stored(session, answer, changed=changed)
-
-    def _subscribed(self, connection: Connection, suback: bytes, granted: list[tuple[str, int]]) -> None:
-        rights = connection.rights
-        if connection.closed_by is not None or rights is None:
-            return
-        connection.send(suback)
-        for topic_filter, qos in granted:
-            connection.send_retained(
-                [(message, qos) for message in self.kept.matching(topic_filter) if rights.may_receive(message.topic)]
-            )
-            owner = self.topics.owner_of(topic_filter)
-            if owner is not None:
-                connection.speak_for(owner, listening=True)
-
-    def unsubscribe(self, connection: Connection, session: Session, packet_id: int, filters: list[str]) -> None:
-        """Forget subscriptions; answered even if there were none [MQTT-3.10.4-5]."""
-        changed = False
-        for topic_filter in filters:
-            if session.subscriptions.pop(topic_filter, None) is not None:
-                changed = True
-                self.tree.remove(topic_filter, session)
-        self._answer_when_stored(session, partial(connection.send, packets.unsuback(packet_id)), changed=changed)
-
-    def drop_subscription(self, session: Session, topic_filter: str) -> None:
-        """Take a subscription away from a client that may not have it any more."""
-        del session.subscriptions[topic_filter]
-        self.tree.remove(topic_filter, session)
-        self.keeper.session_changed(session)
-
-    def _answer_when_stored(self, session: Session, answer: Callable[[], None], *, changed: bool) -> None:
-        # A client that finds its session again does not subscribe again: what it was told must be true after a crash.
-        if session.clean or not changed:
-            answer()
+    def _publish_will(self, will: packets.Will, rights: Rights, session: Session) -> None:
+        """Publish what a client has left behind [MQTT-3.1.2-8], if it might have published that itself."""
+        if rights.asks and self.plugins is not None:
+            self.plugins.ask_will(session, will, lambda: self._pass_will(will))
+        elif rights.may_publish(will.topic) and not will.topic.startswith("$"):
+            self._pass_will(will)
         else:
-            self.keeper.session_changed(session)
-            self.keeper.then(answer)
+            log.warning("a will is not published: not authorised", client=session.client_id, topic=will.topic[:200])
 
-    # ------------------------------------------------------------------ PUBLISH
-
-    def forward(self, subscribers: Mapping[Session, int], topic: bytes, payload: bytes, qos: int) -> None:
-        """Hand a message to subscribers, at the lower of its QoS and the subscription's."""
-        plain = None
-        for session, granted in subscribers.items():
-            level = min(qos, granted)
-            if level:
-                self._hand_over(session, Delivery(topic, payload, level))
-            elif session.connection is not None:
-                if plain is None:
-                    plain = packets.publish(topic, payload, 0, False)
-                session.connection.deliver_plain(plain)
-
-    def _hand_over(self, session: Session, delivery: Delivery) -> bool:
-        if session.connection is not None:
-            return session.connection.deliver(delivery)
-        if not session.clean:
-            if session.queued < self.config.max_queued:
-                session.enqueue(delivery)
-                self.keeper.queued(session, delivery)
-                return True
-            self.stats.dropped["queue_full"] += 1
-        return False
-
-    def retain(self, topic: str, payload: bytes, qos: int) -> None:
-        """Keep the last message of a topic, or clear it."""
-        message = Retained(topic, payload, qos)
-        if self.kept.set(message):
-            self.keeper.retained(message)
-        else:
-            self.stats.dropped["retained_full"] += 1
-
-    def settle_passed(self, receipt: Receipt, changes: int) -> None:
-        """An ordinary message is with its subscribers. What was to be kept of it since the keeper had counted `changes`
-        is stored before it is acknowledged."""
-        if receipt.once is not None:
-            self.keeper.taken_over(receipt.once)
-        if self.keeper.changes == changes:
-            receipt.settle(Outcome.COMMITTED)
-        else:
-            self.keeper.settle(receipt)
-
-    def release(self, connection: Connection, session: Session, packet_id: int) -> None:
-        """A PUBREL: the identifier may be used again [MQTT-4.3.3-2], once that is stored."""
-        if packet_id in session.unreleased:
-            del session.unreleased[packet_id]
-            self.keeper.released(session, packet_id)
-        answer = partial(connection.send, packets.pubcomp(packet_id))
-        if session.clean:
-            answer()
-        else:
-            self.keeper.then(answer)
-
-    def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        qos: int = 0,
-        retain: bool = False,
-        live_only: bool = False,
-        expires_at: float | None = None,
-        on_ack: Callable[[], None] | None = None,
-    ) -> int:
-        """Publish on the bridge's behalf; see `messages.Publish`."""
-        if retain:
-            self.retain(topic, payload, qos)
-        subscribers = self.tree.match(topic)
-        if not subscribers:
-            return 0
-        exact = self.tree.exact(topic)
-        name = topic.encode()
-        reached = 0
-        for session, granted in subscribers.items():
-            if live_only and session.connection is None:
-                continue
-            speaks = session in exact
-            level = min(qos, granted)
-            if level:
-                acked = on_ack if speaks else None
-                delivery = Delivery(name, payload, level, False, expires_at, acked, lasting=not live_only)
-                handed = self._hand_over(session, delivery)
-            elif session.connection is not None:
-                handed = session.connection.deliver_plain(packets.publish(name, payload, 0, False))
-            else:
-                handed = False
-            if handed and speaks and session.connection is not None:
-                reached += 1
-        return reached
-
-    def publish_will(self, will: packets.Will, rights: Rights | None) -> None:
-        """Publish what a client has left behind [MQTT-3.1.2-8]."""
-        levels = will.topic.count("/") + 1
-        if rights is None or not rights.may_publish(will.topic) or levels > self.config.max_topic_levels:
-            self.stats.dropped["will_not_authorised"] += 1
-            return
-        if will.retain:
-            self.retain(will.topic, will.payload, will.qos)
-        subscribers = self.tree.match(will.topic)
-        self.forward(subscribers, will.topic.encode(), will.payload, will.qos)
+    def _pass_will(self, will: packets.Will) -> None:
+        topic, payload, qos, retain = will
         try:
-            address = self.topics.parse(will.topic)
+            route = route_to(topic, self.topics, self.config.max_topic_levels)
         except RefusedError as error:
-            self.intake.refuse(will.topic, will.payload, error.reason, str(error), Receipt(self.ledger))
+            log.warning("a will is not published", topic=topic[:200], error=str(error))
             return
-        if address is not None:
-            self.intake.deliver(Message(address, will.payload, self.clock(), Receipt(self.ledger, qos=will.qos)))
+        if route.refusal is not None:
+            receipt = Receipt(self.ledger, None, qos)
+            self.intake.refuse(topic, payload, route.refusal.reason, str(route.refusal), receipt)
+            return
+        self.exchange.pass_on(topic, payload, qos, retain)
+        if route.address is not None:
+            self.intake.deliver(Message(route.address, payload, self.clock(), Receipt(self.ledger, None, qos)))
+
+    # ------------------------------------------------------------------ what amqtt's plugins see (BrokerContext)
+
+    async def internal_message_broadcast(self, topic: str, data: bytes, qos: int | None = None) -> None:
+        """Publish on a plugin's behalf."""
+        self.publish(topic, bytes(data), qos=qos or 0)
+
+    async def retain_message(self, source: object, topic: str, data: bytes, qos: int | None = None) -> None:
+        """Retain a message on a plugin's behalf."""
+        self.exchange.retain(topic, bytes(data), qos or 0)
+
+    @property
+    def sessions(self) -> dict[str, tuple[Guest, Any]]:
+        """All sessions, as plugins know them."""
+        return {client_id: (self._guest(s), None) for client_id, s in self.clients.sessions.items()}
+
+    @property
+    def subscriptions(self) -> dict[str, list[tuple[Guest, int]]]:
+        """All subscriptions by filter."""
+        found: dict[str, list[tuple[Guest, int]]] = {}
+        for session in self.clients.sessions.values():
+            for topic_filter, qos in session.subscriptions.items():
+                found.setdefault(topic_filter, []).append((self._guest(session), qos))
+        return found
+
+    @property
+    def retained_messages(self) -> dict[str, RetainedApplicationMessage]:
+        """All retained messages by topic."""
+        return {
+            message.topic: RetainedApplicationMessage(None, message.topic, message.payload, message.qos)
+            for topic_filter in ("#", "$SYS/#")
+            for message in self.exchange.kept.matching(topic_filter)
+        }
+
+    def _guest(self, session: Session) -> Guest:
+        if not isinstance(session.guest, Guest):
+            session.guest = guest = Guest()
+            guest.client_id, guest.username = session.client_id, session.username
+            guest.clean_session = session.clean
+        return session.guest

@@ -7,262 +7,255 @@ of its topic is found with one look into a dictionary.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from typing import TYPE_CHECKING, Final, cast, final
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
 
 from bridge.broker import packets
-from bridge.broker.access import Rights
+from bridge.broker.framing import PacketTooLargeError, split
+from bridge.broker.outbox import Outbox
 from bridge.broker.packets import ProtocolError
-from bridge.broker.sender import Sender
-from bridge.broker.session import Session
+from bridge.broker.routes import Route, route_to
+from bridge.broker.session import RELEASING, TAKEN, Ack, Promise, Session
+from bridge.broker.wheel import TICK, ticks
+from bridge.broker.wire import CLOSED, CONGESTED, STALLED_FOR, WINDOW
 from bridge.errors import RefusedError
-from bridge.messages import Address, Message
+from bridge.messages import Message
 from bridge.receipts import Outcome, Receipt
 
 if TYPE_CHECKING:
     from bridge.broker.broker import EmbeddedBroker
 
-MAX_ROUTES: Final = 256
+MAX_ROUTES: Final = 1_000
 """Topics whose meaning one connection remembers; at the limit it forgets them all and starts again."""
 MAX_DEVICES: Final = 10_000
 """Devices that one connection (a gateway) may speak for."""
-LINGER: Final = 5.0
-"""Seconds that a closed connection has to write what is left."""
+MAX_CONNECT_BYTES: Final = 32_768
+"""The largest CONNECT: what strangers may make the broker remember."""
+CLOSING_FOR: Final = 5.0
+"""Seconds that a closed connection may take to send its last bytes."""
+LOOK_EVERY: Final = 60.0
+"""Seconds between two looks at a connection without keepalive."""
 
 _BAD_PUBLISH: Final = frozenset((0x36, 0x37, 0x3E, 0x3F, 0x38, 0x39))
-"""First bytes of a PUBLISH with QoS 3 [MQTT-3.3.1-4], or with DUP at QoS 0 [MQTT-3.3.1-2]."""
+"""QoS 3 [MQTT-3.3.1-4], or DUP with QoS 0 [MQTT-3.3.1-2]."""
+
+_TOLD: Final = frozenset(
+    ("bad_topic", "disconnected", "not_authorised", "not_stored", "packet_too_large", "protocol_error",
+     "slow_consumer", "too_many_levels"),
+)  # fmt: skip
+"""Causes that the agents know as `error`."""
 
 
 @final
-class Route:
-    """What a connection knows of a topic that it has published to."""
-
-    __slots__ = ("address", "refusal", "subscribers", "topic", "version")
-
-    def __init__(self, topic: str, address: Address | None, refusal: RefusedError | None) -> None:
-        self.topic = topic
-        self.address = address
-        self.refusal = refusal
-        self.subscribers: dict[Session, int] = {}
-        self.version = -1
-
-
-@final
-class Connection(Sender):
+class Connection(Outbox):
     """Also the `Link` that the agents see.
 
-    Reading stops while more than `receive_window` of its messages are unsettled, or after a delivery while the intake
-    is congested; it goes on at half of the window, so that a connection does not stop and go with every message.
+    Packets are taken until `receive_window` messages are unsettled, and on at half of that, so that a connection does
+    not stop and go with every message; while the intake is congested, no longer than until the end of what has just
+    arrived.
     """
 
     __slots__ = (
-        "_devices", "_heard_at", "_keepalive", "_paused", "_pending", "_rest", "_rights", "_routes", "_stopped",
-        "_waits", "_will", "_window", "client_id",
+        "_devices", "_patience", "_pending", "_routes", "_will", "address", "answer", "client_id", "due", "limit",
+        "on_settled",
     )  # fmt: skip
 
     def __init__(self, broker: EmbeddedBroker) -> None:
         super().__init__(broker)
-        self._rights: Rights | None = None
-        self._will: packets.Will | None = None
-        self._rest = b""
+        self._pending: list[Promise] = []
         self._routes: dict[bytes, Route] = {}
         self._devices: set[str] | None = None
-        self._pending: deque[Receipt] | None = None
-        self._window = broker.config.receive_window
-        self._paused = False
-        self._stopped = False
-        self._waits = False
-        """Whether what comes next must wait, unread and unparsed, until it is known who the client is."""
-        self._heard_at = 0.0
-        self._keepalive = 0.0
+        self._will: packets.Will | None = None
+        self._patience = 0
+        """Ticks of silence that are too many; 0 for none."""
+        self.limit = min(MAX_CONNECT_BYTES, broker.config.max_packet_bytes)
         self.client_id = ""
+        self.address = ""
+        self.due = 0
+        """The tick in which it is looked at; 0 when it is not in the wheel."""
+        self.answer: tuple[str, bool] | None = None
+        """What plugins have said about a topic that this client wants to publish to."""
+        self.on_settled: asyncio.Future[None] | None = None
+        """Resolved when nothing is unsettled any more: for the shutdown."""
 
     # ------------------------------------------------------------------ the transport's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected: it has `connect_timeout` seconds to say who it is."""
-        # A stream transport, though uvloop's is no subclass of asyncio's.
-        self._transport = cast("asyncio.Transport", transport)
-        self._heard_at = self._broker.monotonic()
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) else ""
+        self._look_in(self._broker.config.connect_timeout)
         self._broker.connected(self)
-
-    def data_received(self, data: bytes) -> None:
-        """Take what has come."""
-        if self.closed_by is not None:
-            return
-        self._heard_at = self._broker.monotonic()
-        self._rest = self._rest + data if self._rest else data
-        if not self._waits:
-            self.process()
-
-    def process(self) -> None:
-        """Handle the whole packets in what has come, and keep the beginning of the next one."""
-        try:
-            taken = self._parse(self._rest)
-        except ProtocolError as error:
-            self.close("protocol_error", str(error))
-            return
-        if self.closed_by is not None:
-            return
-        self._rest = self._rest[taken:]
-        pending = self._pending
-        broker = self._broker
-        if self._waits or (pending and len(pending) > self._window):
-            self._pause()
-        elif broker.intake.congested or broker.keeper.congested:
-            self._pause()
-            broker.wait_for_relief(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
-        self.close("disconnected" if error is None else "error", "" if error is None else str(error))
+        self.close("disconnected", str(error or "without a DISCONNECT"))
         self._broker.disconnected(self)
 
     # ------------------------------------------------------------------ packets in
 
-    def _parse(self, data: bytes) -> int:
-        """Handle every whole packet in `data`; returns how many bytes that were. (MQTT 3.1.1, 2.2)"""
-        at = 0
-        end = len(data)
+    def _take(self, data: bytes) -> None:
+        """Handle the whole packets in `data` and keep the beginning of the next one."""
+        limit = self.limit
+        frames, need, error = split(data, limit)
         now = self._broker.clock()
-        limit = self._broker.config.max_packet_bytes
-        while end - at >= 2 and self.closed_by is None:
-            first = data[at]
-            length = data[at + 1]
-            body = at + 2
-            if length & 0x80:
-                length &= 0x7F
-                shift = 7
-                while True:
-                    if body >= end:
-                        return at
-                    digit = data[body]
-                    body += 1
-                    length |= (digit & 0x7F) << shift
-                    shift += 7
-                    if not digit & 0x80:
-                        break
-                    if shift > 21:
-                        raise ProtocolError("the remaining length has more than four bytes (2.2.3)")
-            if length > limit:
-                self.close("packet_too_large", f"a packet of {length} bytes; max_packet_bytes is {limit}")
-                return end
-            stop = body + length
-            if stop > end:
-                break
-            session = self._session
-            if session is None:
-                self._take_connect(first, data[body:stop])
-                if self._waits:
-                    return stop
-            elif first & 0xF0 == 0x30:
-                self._take_publish(session, data, first, body, stop, now)
+        at = 0
+        try:
+            for first, start, stop in frames:
+                if first & 0xF0 == 0x30 and self.session is not None:
+                    if not self._publish(data, first, start, stop, now):
+                        break  # not before a plugin has answered
+                else:
+                    self._broker.control.take(self, first, data[start:stop])
+                at = stop
+                if self._held:
+                    break
             else:
-                self._take_other(session, first, data[body:stop])
-            at = stop
-        return at
+                if error is not None and self.limit == limit:
+                    raise error
+        except PacketTooLargeError as too_large:
+            self.close("packet_too_large", str(too_large))
+        except ProtocolError as broken:
+            self.close("protocol_error", str(broken))
+        if self._held & CLOSED:
+            return
+        if at < len(data) and self.limit != limit and not self._held:
+            self._take(data[at:])  # the client was let in, and may send more now
+            return
+        if at < len(data):
+            self._rest = bytearray(data[at:])
+            self._need = 0 if self._held else need
+        if self._broker.intake.congested:
+            self.hold(CONGESTED)
+            self._broker.wait_for_relief(self)
 
-    def _take_publish(self, session: Session, data: bytes, first: int, body: int, stop: int, now: float) -> None:
+    def _publish(self, data: bytes, first: int, start: int, stop: int, now: float) -> bool:
+        """Handle a PUBLISH (3.3); False if it has to come again when plugins have been asked."""
+        begin = start + 2
+        if begin > stop:
+            raise ProtocolError("PUBLISH without a topic (3.3.2.1)")
+        end = begin + (data[start] << 8 | data[start + 1])
         qos = first >> 1 & 3
-        start = body + 2
-        topic_end = start + (data[body] << 8 | data[body + 1]) if start <= stop else stop + 1
-        payload_start = topic_end + 2 if qos else topic_end
-        if payload_start > stop or first in _BAD_PUBLISH:
-            raise ProtocolError("PUBLISH is too short, or has QoS 3 or DUP at QoS 0 [MQTT-3.3.1-2], [MQTT-3.3.1-4]")
-        name = data[start:topic_end]
+        body = end + 2 if qos else end
+        if body > stop or first in _BAD_PUBLISH:
+            raise ProtocolError("PUBLISH too short, of QoS 3 [MQTT-3.3.1-4], or DUP with QoS 0 [MQTT-3.3.1-2]")
+        name = data[begin:end]
         route = self._routes.get(name)
         if route is None:
             route = self._learn(name)
             if route is None:
-                return
-        payload = data[payload_start:stop]
+                return bool(self._held & CLOSED)
         packet_id = 0
-        once = None
+        if qos:
+            packet_id = data[end] << 8 | data[end + 1]
+            if not packet_id:
+                raise ProtocolError("packet identifier 0 [MQTT-2.3.1-1]")
+            if qos == 2 and self._is_repeated(packet_id):
+                return True
         broker = self._broker
-        if qos:
-            packet_id = data[topic_end] << 8 | data[topic_end + 1]
-            if packet_id == 0:
-                raise ProtocolError("packet identifier is 0 [MQTT-2.3.1-1]")
-            if qos == 2:
-                if packet_id in session.unreleased and self._taken_over(session, packet_id):
-                    return
-                if not session.clean:
-                    once = (session.client_id, packet_id)
         address = route.address
-        ordinary = address is None and route.refusal is None
-        receipt = Receipt(broker.passed if ordinary else broker.ledger, self if qos else None, qos, packet_id, once)
-        if qos:
-            if self._pending is None:
-                self._pending = deque()
-            self._pending.append(receipt)
-            if qos == 2:
-                session.unreleased[packet_id] = receipt
-        # What is to be kept of it goes to the store before its receipt can be settled.
-        changes = broker.keeper.changes if ordinary else 0
-        if first & 1:
-            broker.retain(route.topic, payload, qos)
-        if route.version != broker.tree.version:
-            route.subscribers = broker.tree.match(route.topic)
-            route.version = broker.tree.version
-        if route.subscribers:
-            broker.forward(route.subscribers, name, payload, qos)
-        if address is not None:
-            broker.intake.deliver(Message(address, payload, now, receipt))
-        elif route.refusal is not None:
-            broker.intake.refuse(route.topic, payload, route.refusal.reason, str(route.refusal), receipt)
+        if address is None:
+            self._pass_on(route, data[body:stop], qos, packet_id, bool(first & 1))
+            return True
+        if qos == 0:
+            receipt = Receipt(broker.ledger)
         else:
-            broker.settle_passed(receipt, changes)
+            receipt = Receipt(broker.ledger, self, qos, packet_id, self._once(packet_id) if qos == 2 else None)
+            self._line_up(receipt)
+        payload = data[body:stop]
+        exchange = broker.exchange
+        if first & 1:
+            exchange.retain(route.topic, payload, qos)
+        tree = exchange.tree
+        if route.version != tree.version:
+            route.wild = tree.wild(route.topic)
+            route.version = tree.version
+        if route.wild or route.topic in tree.exact:
+            exchange.forward(route.topic, payload, qos, route.wild)
+        broker.intake.deliver(Message(address, payload, now, receipt))
+        return True
 
-    def _taken_over(self, session: Session, packet_id: int) -> bool:
-        """Whether a QoS 2 message need only be acknowledged: it came before [MQTT-4.3.3-2]."""
-        known = session.unreleased[packet_id]
-        if known is not None and known.outcome is Outcome.RETRY:
+    def _pass_on(self, route: Route, payload: bytes, qos: int, packet_id: int, retain: bool) -> None:
+        """Handle a message that is for no agent: refused, or on an ordinary topic."""
+        broker = self._broker
+        once = self._once(packet_id) if qos == 2 else None
+        if route.refusal is not None:
+            receipt = Receipt(broker.ledger, self if qos else None, qos, packet_id, once)
+            self._line_up(receipt)
+            broker.intake.refuse(route.topic, payload, route.refusal.reason, str(route.refusal), receipt)
+            return
+        broker.stats.messages_received += 1
+        stored = broker.exchange.pass_on(route.topic, payload, qos, retain, once)
+        if broker.plugins is not None:
+            broker.plugins.received(self.client_id, route.topic, payload, qos, retain)
+        if qos == 1 and stored is None and not self._pending:
+            self.send(packets.puback(packet_id))
+        elif qos:
+            ack = Ack(qos, packet_id)
+            self._line_up(ack)
+            if stored is None:
+                self.kept(ack, Outcome.COMMITTED)
+            else:
+                stored.add_done_callback(partial(self._stored, ack))
+
+    def _line_up(self, promise: Promise) -> None:
+        if promise.qos == 0:
+            return
+        if promise.qos == 2:
+            self._session().inbound[promise.packet_id] = promise
+        self._pending.append(promise)
+        if len(self._pending) >= self._broker.config.receive_window:
+            self.hold(WINDOW)
+
+    def _stored(self, ack: Ack, stored: asyncio.Future[None]) -> None:
+        failed = stored.cancelled() or stored.exception() is not None
+        self.kept(ack, Outcome.RETRY if failed else Outcome.COMMITTED)
+
+    def _once(self, packet_id: int) -> tuple[str, int] | None:
+        session = self._session()
+        return None if session.clean else (session.client_id, packet_id)
+
+    def _is_repeated(self, packet_id: int) -> bool:
+        """Whether a QoS 2 message was taken over before: it is answered again, not handed on again [MQTT-4.3.3-2]."""
+        known = self._session().inbound.get(packet_id)
+        if known is None:
             return False
-        if known is None or known.outcome is not None:
-            # Its PUBREC takes its turn among the others [MQTT-4.6.0-3].
-            again = Receipt(self._broker.passed, self, 2, packet_id)
-            if self._pending is None:
-                self._pending = deque()
-            self._pending.append(again)
-            again.settle(Outcome.DEDUPLICATED)
-        elif known.owner is not self:
-            # Not stored yet, and the connection on which it came is gone: the PUBREC goes out on this one.
-            known.owner = self
-            if self._pending is None:
-                self._pending = deque()
-            self._pending.append(known)
+        if known is RELEASING:
+            raise ProtocolError("a packet identifier is used again before its PUBCOMP [MQTT-2.3.1-2]")
+        self._pending.append(Ack(2, packet_id, Outcome.COMMITTED) if known is TAKEN else known)
+        self.flush_later()
         return True
 
     def _learn(self, name: bytes) -> Route | None:
-        """What a topic means to this client, remembered for the next message; None if it may not publish there."""
+        """What a topic means to this client, remembered for its next message. None if it may not publish there (the
+        connection is closed), or if plugins have to be asked first."""
         topic = packets.utf8(name)
         packets.check_topic_name(topic)
-        if topic.startswith("$"):
-            raise ProtocolError("clients may not publish to topics that begin with $ (4.7.2)")
         broker = self._broker
-        if self._rights is None or not self._rights.may_publish(topic):
+        if topic.startswith("$"):
+            self.close("not_authorised", f"{topic[:200]!r}: clients do not publish below $ (4.7.2)")
+            return None
+        rights = self._session().rights
+        allowed = rights is not None and rights.may_publish(topic)
+        if rights is not None and rights.asks and broker.plugins is not None:
+            if self.answer is None or self.answer[0] != topic:
+                broker.plugins.ask_publish(self, topic)
+                return None
+            allowed, self.answer = self.answer[1], None
+        if not allowed:
             self.close("not_authorised", f"may not publish to {topic[:200]!r}")
             return None
-        address = refusal = None
-        levels = topic.count("/") + 1
-        if levels > broker.config.max_topic_levels:
-            refusal = RefusedError(
-                "too_many_levels",
-                f"the topic has {levels} levels; max_topic_levels is {broker.config.max_topic_levels}",
-            )
-            if not broker.topics.below_root(topic):
-                self.close("too_many_levels", str(refusal))
-                return None
-        else:
-            try:
-                address = broker.topics.parse(topic)
-            except RefusedError as error:
-                refusal = error
-        if address is not None and address.kind.from_device:
-            self.speak_for(address.device_id, listening=False)
+        try:
+            route = route_to(topic, broker.topics, broker.config.max_topic_levels)
+        except RefusedError as error:
+            self.close("too_many_levels", str(error))
+            return None
+        if route.address is not None and route.address.from_device:
+            self.speak_for(route.address.device_id, listening=False)
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
-        route = self._routes[name] = Route(topic, address, refusal)
+        self._routes[name] = route
         return route
 
     def speak_for(self, device_id: str, *, listening: bool) -> None:
@@ -277,158 +270,154 @@ class Connection(Sender):
             return
         self._broker.intake.attached(device_id, self, listening=listening)
 
-    def _take_connect(self, first: int, body: bytes) -> None:
-        if first >> 4 != packets.CONNECT:
-            raise ProtocolError("the first packet is not CONNECT [MQTT-3.1.0-1]")
-        packets.check_flags(packets.CONNECT, first & 15)
-        self._waits = not self._broker.door.knock(self, packets.decode_connect(body))
+    # ------------------------------------------------------------------ promises kept
 
-    def go_on(self) -> None:
-        """It is known who the client is: take what has come meanwhile."""
-        self._waits = False
-        self.process()
-        self.resume_reading()
+    def when_settled(self) -> asyncio.Future[None]:
+        """Resolved when nothing is unsettled any more, or the connection is closed."""
+        if self.on_settled is None:
+            self.on_settled = asyncio.get_running_loop().create_future()
+        return self.on_settled
 
-    def _take_other(self, session: Session, first: int, body: bytes) -> None:
-        kind = first >> 4
-        packets.check_flags(kind, first & 15)
-        match kind:
-            case packets.PUBACK:
-                self.take_puback(session, packets.decode_packet_id(body))
-            case packets.PUBREC:
-                self.take_pubrec(session, packets.decode_packet_id(body))
-            case packets.PUBCOMP:
-                self.take_pubcomp(session, packets.decode_packet_id(body))
-            case packets.PUBREL:
-                self._broker.release(self, session, packets.decode_packet_id(body))
-            case packets.SUBSCRIBE:
-                self._broker.subscribe(self, session, *packets.decode_subscribe(body))
-            case packets.UNSUBSCRIBE:
-                self._broker.unsubscribe(self, session, *packets.decode_unsubscribe(body))
-            case packets.PINGREQ:
-                if body:
-                    raise ProtocolError("PINGREQ has no payload (3.12)")
-                self.send(packets.PINGRESP_BYTES)
-            case packets.DISCONNECT:
-                self._will = None  # [MQTT-3.14.4-3]
-                self.close("disconnect")
-            case packets.CONNECT:
-                raise ProtocolError("a second CONNECT [MQTT-3.1.0-2]")
-            case _:
-                raise ProtocolError(f"a client does not send packet type {kind} (2.2.1)")
-
-    # ------------------------------------------------------------------ receipts
+    @property
+    def settled(self) -> bool:
+        """Whether everything that was taken has been answered."""
+        return not self._pending
 
     def receipt_settled(self, receipt: Receipt) -> None:
-        """Acknowledge what is settled, in the order in which it came [MQTT-4.6.0-2], [MQTT-4.6.0-3]."""
-        pending = self._pending
-        if self.closed_by is not None or not pending or pending[0].outcome is None:
-            return
-        while pending and (outcome := pending[0].outcome) is not None:
+        """An agent's or the writer's word about a message: see `Owner`."""
+        if receipt.qos == 2:
+            self.kept(receipt, receipt.outcome or Outcome.RETRY)
+        elif not self._flushing:
+            self.flush_later()
+
+    def kept(self, promise: Promise, outcome: Outcome) -> None:
+        """A promise has come to its end. For QoS 2 that counts for the session, which may have another connection by
+        now: there the client has sent the message again, and waits."""
+        if isinstance(promise, Ack):
+            promise.outcome = outcome
+        session = self._session()
+        if promise.qos == 2 and session.inbound.get(promise.packet_id) is promise:
             if outcome is Outcome.RETRY:
-                # There is no negative acknowledgement in MQTT 3.1.1: the client sends again when it has reconnected.
-                self.close("not_stored", "a message could not be stored; the client still has it")
-                return
-            head = pending.popleft()
-            self.send(packets.puback(head.packet_id) if head.qos == 1 else packets.pubrec(head.packet_id))
-        if self._paused and len(pending) * 2 <= self._window:
-            broker = self._broker
-            if broker.intake.congested or broker.keeper.congested:
-                broker.wait_for_relief(self)
+                del session.inbound[promise.packet_id]
             else:
-                self.resume_reading()
+                session.inbound[promise.packet_id] = TAKEN
+            if session.connection is not None and session.connection is not self:
+                session.connection.flush_later()
+        self.flush_later()
 
-    def _pause(self) -> None:
-        if not self._paused and self._transport is not None and not self._transport.is_closing():
-            self._paused = True
-            self._transport.pause_reading()
+    def send(self, packet: bytes) -> None:
+        """Write a packet behind what is settled already: answers leave in the order in which they became true."""
+        if self._pending and self._pending[0].outcome is not None and self.closed_by is None:
+            self._acknowledge()
+        super().send(packet)
 
-    def resume_reading(self) -> None:
-        """Read on, unless too much is still unsettled."""
-        if not self._paused or self._stopped or self._waits or self.closed_by is not None:
+    def _acknowledge(self) -> bool:
+        """Acknowledge what is settled, in the order in which it came [MQTT-4.6.0-2], [MQTT-4.6.0-3]. False if the next
+        one will never be."""
+        pending = self._pending
+        if len(pending) == 1 and pending[0].outcome not in (None, Outcome.RETRY):
+            promise = pending.pop()
+            head = 0x40020000 if promise.qos == 1 else 0x50020000
+            self._out.append((head | promise.packet_id).to_bytes(4, "big"))
+            self._out_bytes += 4
+            return True
+        acks: list[bytes] = []
+        for promise in pending:
+            outcome = promise.outcome
+            if outcome is None or outcome is Outcome.RETRY:
+                break
+            head = 0x40020000 if promise.qos == 1 else 0x50020000
+            acks.append((head | promise.packet_id).to_bytes(4, "big"))
+        if acks:
+            del pending[: len(acks)]
+            self._out += acks
+            self._out_bytes += 4 * len(acks)
+        return not (pending and pending[0].outcome is Outcome.RETRY)
+
+    def flush(self) -> None:
+        """Write what this turn of the loop has gathered."""
+        self._flushing = False
+        if self.closed_by is not None:
             return
-        if self._pending and len(self._pending) > self._window:
-            return
-        self._paused = False
-        # What came while the client had to wait counts from here.
-        self._heard_at = self._broker.monotonic()
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def stop_reading(self) -> None:
-        """Read no more, for good: the bridge stops. Acknowledgements still go out."""
-        self._stopped = True
-        self._pause()
+        good = not self._pending or self._acknowledge()
+        self._write()
+        if not good:
+            # There is no negative acknowledgement in MQTT 3.1.1: the client sends again when it has reconnected.
+            self.close("not_stored", "a message could not be stored; the client still has it")
+        elif self._held & WINDOW and len(self._pending) * 2 <= self._broker.config.receive_window:
+            self.let_go(WINDOW)
+        if self.on_settled is not None and not self._pending and not self.on_settled.done():
+            self.on_settled.set_result(None)
 
     # ------------------------------------------------------------------ coming and going
 
-    def accept(self, session: Session, rights: Rights, connect: packets.Connect, *, resumed: bool) -> None:
-        """The client is let in: answer, and send again what was in flight."""
-        self._session = session
-        self._rights = rights
-        self._will = connect.will
+    def accept(self, session: Session, connect: packets.Connect, *, resumed: bool) -> None:
+        """The client is let in: answer, and send again what was in flight, in order [MQTT-4.4.0-1], [MQTT-4.6.0-1]."""
+        self.session = session
         self.client_id = session.client_id
-        # One and a half times what the client promised [MQTT-3.1.2-24].
-        self._keepalive = connect.keepalive * 1.5
+        self.limit = self._broker.config.max_packet_bytes
+        self._will = connect.will
+        # One and a half times what the client has promised [MQTT-3.1.2-24].
+        self._patience = ticks(connect.keepalive * 1.5) if connect.keepalive else 0
+        self._look_in(connect.keepalive * 1.5 or LOOK_EVERY)
         self.send(packets.connack(packets.ACCEPTED, session_present=resumed))
-        self.resend(session)
+        self.resend()
 
     def refuse(self, code: int, cause: str, detail: str) -> None:
         """Answer CONNECT with a refusal, then close [MQTT-3.2.2-5]."""
         self.send(packets.connack(code))
         self.close(cause, detail)
 
-    @property
-    def paused(self) -> bool:
-        """Whether nothing is read at the moment."""
-        return self._paused
-
-    @property
-    def rights(self) -> Rights | None:
-        """What the client may do, once it is connected."""
-        return self._rights
-
-    def overdue(self, now: float, connect_timeout: float) -> str | None:
-        """Why a client that was heard too long ago is to be closed; None while it is in time, or while it is us who
-        keep it waiting. `now` is monotonic."""
-        silent_for = now - self._heard_at
+    def look(self) -> None:
+        """It is this connection's tick in the wheel: has it been silent, or not reading, for too long?"""
+        tick = self._broker.wheel.tick
         if self.closed_by is not None:
-            return "lingering" if silent_for > LINGER else None
-        if self._paused:
-            return None
-        if self._session is None:
-            return "connect_timeout" if silent_for > connect_timeout else None
-        return "keepalive" if self._keepalive and silent_for > self._keepalive else None
+            if self._transport is not None:
+                self._transport.abort()
+            return
+        if self._choked_at and (tick - self._choked_at) * TICK >= STALLED_FOR:
+            self.close("slow_consumer", f"has read nothing for {STALLED_FOR:g} s", at_once=True)
+        elif self.session is None:
+            # Counted from the beginning: a stranger that sends a byte now and then gets no more time.
+            self.close("connect_timeout", "no CONNECT in time", at_once=True)
+        elif self._patience and not self._held and tick - self._heard >= self._patience:
+            self.close("keepalive", "not heard for one and a half times its keepalive", at_once=True)
+        else:
+            heard = tick if self._held else self._heard
+            self._broker.wheel.put(self, heard + (self._patience or ticks(LOOK_EVERY)))
+
+    def _look_in(self, seconds: float) -> None:
+        self._broker.wheel.put(self, self._broker.wheel.tick + ticks(seconds))
+
+    def without_will(self) -> None:
+        """A DISCONNECT discards the will [MQTT-3.14.4-3]."""
+        self._will = None
 
     def kick(self, cause: str) -> None:
         """Close the connection on somebody's order."""
         self.close(cause)
 
-    def close(self, cause: str, detail: str = "") -> None:
-        """The one way out: everything that the connection holds is given back, whatever the cause."""
+    def close(self, cause: str, detail: str = "", at_once: bool = False) -> None:
+        """The one way out: everything that the connection holds is given back, whatever the cause. `at_once`: without
+        waiting for the client to read what has been written."""
         if self.closed_by is not None:
             return
-        session, self._session = self._session, None
-        self.flush()
+        self._acknowledge()
+        self._write()
         self.closed_by = cause
-        self._heard_at = self._broker.monotonic()
+        self._held |= CLOSED
         if self._transport is not None:
-            self._transport.close()
-        self._broker.closed(self, cause, detail)
-        devices, self._devices = self._devices, None
-        for device_id in devices or ():
-            self._broker.intake.detached(device_id, self, cause)
-        if session is not None and session.connection is self:
-            session.connection = None
-            self._broker.left(session)
-        will, self._will = self._will, None
-        if will is not None and cause != "shutdown":
-            self._broker.publish_will(will, self._rights)
-        self._rest = b""
+            self._look_in(CLOSING_FOR)
+            if at_once:
+                self._transport.abort()
+            else:
+                self._hang_up(linger=self.session is None or cause in ("shutdown", "not_stored"))
+        for device_id in self._devices or ():
+            self._broker.intake.detached(device_id, self, "error" if cause in _TOLD else cause)
+        self._devices = None
+        self._rest = None
         self._routes = {}
-        self._pending = None
-
-    def abort(self) -> None:
-        """Drop the connection without waiting for the client to read what is left."""
-        if self._transport is not None:
-            self._transport.abort()
+        will, self._will = self._will, None
+        self._broker.closed(self, cause, detail, None if cause == "shutdown" else will)
+        if self.on_settled is not None and not self.on_settled.done():
+            self.on_settled.set_result(None)

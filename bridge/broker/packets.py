@@ -114,6 +114,12 @@ def check_flags(kind: int, flags: int) -> None:
         raise ProtocolError(f"packet type {kind} has flags {flags:#x} [MQTT-2.2.2-2]")
 
 
+def check_empty(body: bytes) -> None:
+    """Raises ProtocolError when a packet has a body that should have none (3.12, 3.14)."""
+    if body:
+        raise ProtocolError("a packet has a body that should have none")
+
+
 def decode_connect(body: bytes) -> Connect:
     """Raises ProtocolError. An unknown protocol level is returned as it is: it is answered [MQTT-3.1.2-2]."""
     reader = _Reader(body)
@@ -249,8 +255,13 @@ def publish(topic: bytes, payload: bytes, qos: int, retain: bool, packet_id: int
     if qos:
         length = remaining_length(len(topic) + len(payload) + 4)
         return b"%c%b%b%b%b%b" % (first, length, _u16.pack(len(topic)), topic, _u16.pack(packet_id), payload)
-    length = remaining_length(len(topic) + len(payload) + 2)
-    return b"%c%b%b%b%b" % (first, length, _u16.pack(len(topic)), topic, payload)
+    return b"%c%b%b%b%b" % (
+        first,
+        remaining_length(len(topic) + len(payload) + 2),
+        _u16.pack(len(topic)),
+        topic,
+        payload,
+    )
 
 
 def remaining_length(length: int) -> bytes:

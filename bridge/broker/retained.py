@@ -19,7 +19,7 @@ class _Node:
     __slots__ = ("children", "message")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node] = {}
+        self.children: dict[str, _Node] | None = None
         self.message: Retained | None = None
 
 
@@ -45,49 +45,51 @@ class RetainedTree:
         if not message.payload:
             self._clear(message.topic)
             return True
-        node = self._find(message.topic)
-        if (node is None or node.message is None) and self.count >= self._limit:
+        if self.count >= self._limit and self.get(message.topic) is None:
             return False
         node = self._root
         for level in message.topic.split("/"):
-            node = node.children.setdefault(level, _Node())
+            if node.children is None:
+                node.children = {}
+            child = node.children.get(level)
+            if child is None:
+                child = node.children[level] = _Node()
+            node = child
         self.count += node.message is None
         node.message = message
         return True
 
     def get(self, topic: str) -> Retained | None:
-        """The topic's message."""
-        node = self._find(topic)
-        return None if node is None else node.message
+        """The message of one topic."""
+        node = self._root
+        for level in topic.split("/"):
+            child = None if node.children is None else node.children.get(level)
+            if child is None:
+                return None
+            node = child
+        return node.message
 
     def matching(self, topic_filter: str) -> Iterator[Retained]:
         """The messages whose topics a filter matches [MQTT-3.3.1-6]."""
         yield from _match(self._root, topic_filter.split("/"), 0)
 
-    def _find(self, topic: str) -> _Node | None:
-        node: _Node | None = self._root
-        for level in topic.split("/"):
-            if node is None:
-                return None
-            node = node.children.get(level)
-        return node
-
     def _clear(self, topic: str) -> None:
-        path: list[tuple[_Node, str]] = []
+        path: list[tuple[dict[str, _Node], str]] = []
         node = self._root
         for level in topic.split("/"):
-            child = node.children.get(level)
-            if child is None:
+            children = node.children
+            child = None if children is None else children.get(level)
+            if children is None or child is None:
                 return
-            path.append((node, level))
+            path.append((children, level))
             node = child
         self.count -= node.message is not None
         node.message = None
-        for parent, level in reversed(path):
+        for children, level in reversed(path):
+            node = children[level]
             if node.message is not None or node.children:
                 return
-            del parent.children[level]
-            node = parent
+            del children[level]
 
 
 def _match(node: _Node, levels: list[str], depth: int) -> Iterator[Retained]:
@@ -96,22 +98,19 @@ def _match(node: _Node, levels: list[str], depth: int) -> Iterator[Retained]:
             yield node.message
         return
     level = levels[depth]
-    if level == "#":
-        if node.message is not None:
-            yield node.message
-        for name, child in node.children.items():
-            if depth > 0 or not name.startswith("$"):
-                yield from _all(child)
-    elif level == "+":
-        for name, child in node.children.items():
-            if depth > 0 or not name.startswith("$"):
-                yield from _match(child, levels, depth + 1)
-    elif (found := node.children.get(level)) is not None:
+    children = node.children or {}
+    if level == "#" and node.message is not None:
+        yield node.message  # "sport/#" also matches "sport" (4.7.1.2)
+    if level in ("+", "#"):
+        for name, child in children.items():
+            if depth or not name.startswith("$"):  # [MQTT-4.7.2-1]
+                yield from _all(child) if level == "#" else _match(child, levels, depth + 1)
+    elif (found := children.get(level)) is not None:
         yield from _match(found, levels, depth + 1)
 
 
 def _all(node: _Node) -> Iterator[Retained]:
     if node.message is not None:
         yield node.message
-    for child in node.children.values():
+    for child in (node.children or {}).values():
         yield from _all(child)

@@ -1,29 +1,52 @@
 """A client's session: what the broker must remember of it between two packets, and for a kept one between two
-connections (MQTT 3.1.1, 3.1.2.4 and 4.4). Pure: it decides what to send; the connection sends it."""
+connections (MQTT 3.1.1, 3.1.2.4 and 4.4). Pure: it decides what is to be sent; the connection sends it."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, final
 
-from bridge.broker.retained import Retained
-from bridge.receipts import Receipt
+from bridge.receipts import Outcome, Receipt
 
 if TYPE_CHECKING:
+    from bridge.broker.access import Rights
     from bridge.broker.connection import Connection
 
 MAX_PACKET_ID: Final = 65_535
 
 
 @final
-class Delivery:
-    """One application message on its way to one client, at QoS 1 or 2 (at 0 nothing need be remembered).
+class Ack:
+    """The promise about an ordinary message, which no agent settles: acknowledged when `outcome` is there. Waits in
+    one line with the receipts of the messages for the agents."""
 
-    `lasting`: it outlives the bridge if the session does. `expires_at`: Unix seconds.
+    __slots__ = ("outcome", "packet_id", "qos")
+
+    def __init__(self, qos: int, packet_id: int, outcome: Outcome | None = None) -> None:
+        self.qos = qos
+        self.packet_id = packet_id
+        self.outcome = outcome
+
+
+Promise = Receipt | Ack
+
+TAKEN: Final = Ack(2, 0, Outcome.COMMITTED)
+"""Stands in `Session.inbound` for a message whose promise was kept: only its PUBREL is missing."""
+RELEASING: Final = Ack(2, 0)
+"""Stands there for one whose PUBREL has come and is not durable yet."""
+
+
+@final
+class Delivery:
+    """One application message on its way to one client.
+
+    `live_only` ends with the connection that it is sent on, unlike what a kept session otherwise sends again: whoever
+    published it sends it anew, and sees to it that it is not done twice. `seq` is the number under which it is
+    stored, 0 if it is not. `released`: a QoS 2 message whose PUBREC has come.
     """
 
-    __slots__ = ("expires_at", "lasting", "on_ack", "payload", "qos", "released", "retain", "sent", "seq", "topic")
+    __slots__ = ("expires_at", "live_only", "on_ack", "payload", "qos", "released", "retain", "seq", "topic")
 
     def __init__(
         self,
@@ -31,26 +54,23 @@ class Delivery:
         payload: bytes,
         qos: int,
         retain: bool = False,
+        *,
         expires_at: float | None = None,
+        live_only: bool = False,
         on_ack: Callable[[], None] | None = None,
-        lasting: bool = True,
     ) -> None:
         self.topic = topic
         self.payload = payload
         self.qos = qos
         self.retain = retain
         self.expires_at = expires_at
+        self.live_only = live_only
         self.on_ack = on_ack
-        self.lasting = lasting
-        self.sent = False
-        """Whether the client may have it: from then on it is sent with DUP."""
         self.released = False
-        """Whether the PUBREC of a QoS 2 message has come, and its PUBREL may be sent."""
         self.seq = 0
-        """The number under which it is stored; 0 if it is not."""
 
     def expired(self, now: float) -> bool:
-        """Whether it may not be delivered any more."""
+        """Whether it may not be delivered any more; `now` in Unix seconds."""
         return self.expires_at is not None and self.expires_at <= now
 
 
@@ -58,32 +78,32 @@ class Delivery:
 class Session:
     """Subscriptions, what is in flight to the client, what waits, and which QoS 2 messages from it are unreleased.
 
-    At most `max_inflight` messages are in flight, `max_queued` wait. Nothing is allocated for what there is none of:
-    ten thousand sessions have a subscription each and nothing in flight.
+    Nothing is allocated for what there is none of: ten thousand sessions have a subscription each and nothing in
+    flight. The limits are the broker's: it asks `queued` before it enqueues.
     """
 
     __slots__ = (
-        "_last_id", "_queue", "backlog", "clean", "client_id", "connection", "inflight", "last_seen", "subscriptions",
-        "unreleased", "username",
+        "_last_id", "_queue", "absent_since", "clean", "client_id", "connection", "guest", "inbound", "inflight",
+        "rights", "subscriptions", "username",
     )  # fmt: skip
 
-    def __init__(self, client_id: str, *, clean: bool, username: str | None = None, last_seen: float = 0.0) -> None:
+    def __init__(self, client_id: str, *, clean: bool, username: str | None = None) -> None:
         self.client_id = client_id
         self.clean = clean
         self.username = username
-        """Who it belongs to; None where nobody has to say who he is."""
-        self.last_seen = last_seen
-        """When its client left last (Unix seconds)."""
+        """Who it belongs to: nobody else gets it. None for an anonymous client."""
+        self.rights: Rights | None = None
+        """What the client may do; None until it has connected to this process."""
         self.connection: Connection | None = None
+        self.absent_since = 0.0
+        """Unix seconds of the end of the last connection."""
         self.subscriptions: dict[str, int] = {}
         self.inflight: dict[int, Delivery] = {}
         """By packet identifier, in the order of sending [MQTT-4.6.0-6]."""
-        self.unreleased: dict[int, Receipt | None] = {}
-        """QoS 2 messages taken over and not released by a PUBREL, by packet identifier [MQTT-4.3.3-2]; None for one
-        that was committed before the bridge was started."""
-        self.backlog: deque[tuple[Retained, int]] | None = None
-        """Retained messages that are still to be sent for new subscriptions, each with the subscription's QoS. They are
-        the retained tree's own objects, so that a hundred thousand of them cost a list; not kept over a restart."""
+        self.inbound: dict[int, Promise] = {}
+        """QoS 2 messages by packet identifier, from PUBLISH until their PUBREL is done [MQTT-4.3.3-2]."""
+        self.guest: object | None = None
+        """The session as amqtt's plugins see it, where there are plugins."""
         self._queue: deque[Delivery] | None = None
         self._last_id = 0
 
@@ -98,18 +118,8 @@ class Session:
             self._queue = deque()
         self._queue.append(delivery)
 
-    def next_queued(self) -> Delivery | None:
-        """Take the message that has waited longest."""
-        queue = self._queue
-        if queue is None:
-            return None
-        delivery = queue.popleft()
-        if not queue:
-            self._queue = None
-        return delivery
-
     def start(self, delivery: Delivery) -> int:
-        """Put a message in flight; returns its packet identifier, one that is not in use [MQTT-2.3.1-2]."""
+        """Put a QoS 1 or 2 message in flight; returns its packet identifier, one not in use [MQTT-2.3.1-2]."""
         packet_id = self._last_id
         while True:
             packet_id = packet_id % MAX_PACKET_ID + 1
@@ -120,10 +130,51 @@ class Session:
         return packet_id
 
     def restore(self, delivery: Delivery, packet_id: int | None) -> None:
-        """Take back a message that was stored: in flight if it had a packet identifier."""
+        """Take back a stored message, in order: in flight under `packet_id`, or waiting if it has none."""
         if packet_id is None:
             self.enqueue(delivery)
         else:
-            delivery.sent = True
             self.inflight[packet_id] = delivery
             self._last_id = packet_id
+
+    def next(self, max_inflight: int) -> Delivery | None:
+        """Take the next message from the queue, unless it needs room in flight and there is none."""
+        queue = self._queue
+        if queue is None or (queue[0].qos and len(self.inflight) >= max_inflight):
+            return None
+        delivery = queue.popleft()
+        if not queue:
+            self._queue = None
+        return delivery
+
+    def acknowledged(self, packet_id: int) -> Delivery | None:
+        """A PUBACK has come: the QoS 1 message that is done; None if there is none such."""
+        delivery = self.inflight.get(packet_id)
+        if delivery is None or delivery.qos != 1:
+            return None
+        return self.inflight.pop(packet_id)
+
+    def completed(self, packet_id: int) -> Delivery | None:
+        """A PUBCOMP has come: the QoS 2 message that is done; None if there is none such."""
+        delivery = self.inflight.get(packet_id)
+        if delivery is None or not delivery.released:
+            return None
+        return self.inflight.pop(packet_id)
+
+    def forget(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
+        """Drop from the queue and from what is in flight. A QoS 2 message whose PUBREC has come stays until the
+        exchange is complete."""
+        dropped = [d for d in self._queue or () if unwanted(d)]
+        if dropped:
+            kept = [d for d in self._queue or () if not unwanted(d)]
+            self._queue = deque(kept) if kept else None
+        for packet_id, delivery in list(self.inflight.items()):
+            if not delivery.released and unwanted(delivery):
+                del self.inflight[packet_id]
+                dropped.append(delivery)
+        return dropped
+
+    def deliveries(self) -> Iterator[Delivery]:
+        """All that is in flight or waits, in order."""
+        yield from self.inflight.values()
+        yield from self._queue or ()

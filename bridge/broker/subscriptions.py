@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar, final
+from collections.abc import Mapping
+from typing import Final, Generic, TypeVar, final
 
 S = TypeVar("S")
 
@@ -18,73 +19,94 @@ class _Node(Generic[S]):
 
 @final
 class SubscriptionTree(Generic[S]):
-    """Filters and who subscribed to them at which QoS. A look-up costs what the topic's levels and the matching
-    subscriptions cost (MQTT 3.1.1, 4.7)."""
+    """Filters, and who subscribed to them at which QoS (MQTT 3.1.1, 4.7).
 
-    __slots__ = ("_root", "count", "version")
+    Filters without wildcards are kept flat: ten thousand devices that each subscribe to a topic of their own cost a
+    dictionary entry each and are found with one look. Only filters with wildcards form a tree, and only they change
+    `version`: what was found for a topic in the tree stays true while devices come and go.
+    """
+
+    __slots__ = ("_root", "count", "exact", "version")
 
     def __init__(self) -> None:
+        self.exact: Final[dict[str, dict[S, int]]] = {}
+        """Who subscribed to a topic itself. To be looked at, not changed."""
         self._root: _Node[S] = _Node()
         self.count = 0
         self.version = 0
-        """Changes whenever a result of `match` may."""
+        """Changes whenever a result of `wild` may."""
 
     def add(self, topic_filter: str, subscriber: S, qos: int) -> None:
         """Subscribe, or change the QoS of a subscription that is there [MQTT-3.8.4-3]."""
-        node = self._root
-        for level in topic_filter.split("/"):
-            if node.children is None:
-                node.children = {}
-            child = node.children.get(level)
-            if child is None:
-                child = node.children[level] = _Node()
-            node = child
-        if node.subscribers is None:
-            node.subscribers = {}
-        if subscriber not in node.subscribers:
-            self.count += 1
-        node.subscribers[subscriber] = qos
-        self.version += 1
+        if has_wildcard(topic_filter):
+            node = self._root
+            for level in topic_filter.split("/"):
+                if node.children is None:
+                    node.children = {}
+                child = node.children.get(level)
+                if child is None:
+                    child = node.children[level] = _Node()
+                node = child
+            if node.subscribers is None:
+                node.subscribers = {}
+            subscribers = node.subscribers
+            self.version += 1
+        else:
+            subscribers = self.exact.setdefault(topic_filter, {})
+        self.count += subscriber not in subscribers
+        subscribers[subscriber] = qos
 
     def remove(self, topic_filter: str, subscriber: S) -> bool:
         """Unsubscribe; False if there was no such subscription. Leaves no empty branch behind."""
-        path: list[tuple[_Node[S], str]] = []
+        if has_wildcard(topic_filter):
+            removed = self._remove_wild(topic_filter, subscriber)
+        else:
+            subscribers = self.exact.get(topic_filter)
+            removed = subscribers is not None and subscribers.pop(subscriber, None) is not None
+            if not subscribers and subscribers is not None:
+                del self.exact[topic_filter]
+        self.count -= removed
+        return removed
+
+    def _remove_wild(self, topic_filter: str, subscriber: S) -> bool:
+        path: list[tuple[dict[str, _Node[S]], str]] = []
         node = self._root
         for level in topic_filter.split("/"):
-            child = None if node.children is None else node.children.get(level)
-            if child is None:
+            children = node.children
+            child = None if children is None else children.get(level)
+            if children is None or child is None:
                 return False
-            path.append((node, level))
+            path.append((children, level))
             node = child
-        if node.subscribers is None or subscriber not in node.subscribers:
+        if node.subscribers is None or node.subscribers.pop(subscriber, None) is None:
             return False
-        del node.subscribers[subscriber]
-        if not node.subscribers:
-            node.subscribers = None
-        for parent, level in reversed(path):
-            if node.subscribers is not None or node.children:
-                break
-            if parent.children is not None:
-                del parent.children[level]
-            node = parent
-        self.count -= 1
         self.version += 1
+        for children, level in reversed(path):
+            node = children[level]
+            if node.subscribers or node.children:
+                break
+            del children[level]
         return True
 
     @property
     def empty(self) -> bool:
         """Whether not even a branch is left."""
-        return self._root.children is None or not self._root.children
+        return not self.exact and not self._root.children
 
-    def match(self, topic: str) -> dict[S, int]:
+    def match(self, topic: str) -> Mapping[S, int]:
         """Who gets a message on `topic`, each once, at the highest QoS of their matching filters [MQTT-3.3.5-1]."""
+        return merged(self.exact.get(topic), self.wild(topic))
+
+    def wild(self, topic: str) -> dict[S, int]:
+        """As `match`, by filters with wildcards alone."""
         found: dict[S, int] = {}
-        levels = topic.split("/")
-        # A topic that begins with $ is not matched by a filter that begins with a wildcard [MQTT-4.7.2-1].
+        if not self._root.children:
+            return found
         nodes = [self._root]
-        for depth, level in enumerate(levels):
+        # A topic that begins with $ is not matched by a filter that begins with a wildcard [MQTT-4.7.2-1].
+        wild = not topic.startswith("$")
+        for level in topic.split("/"):
             below: list[_Node[S]] = []
-            wild = depth > 0 or not level.startswith("$")
             for node in nodes:
                 children = node.children
                 if children is None:
@@ -99,6 +121,7 @@ class SubscriptionTree(Generic[S]):
                     child = children.get("#")
                     if child is not None and child.subscribers:
                         _merge(found, child.subscribers)
+            wild = True
             nodes = below
             if not nodes:
                 return found
@@ -106,45 +129,47 @@ class SubscriptionTree(Generic[S]):
             if node.subscribers:
                 _merge(found, node.subscribers)
             # "sport/#" also matches "sport" (4.7.1.2).
-            if node.children is not None:
-                child = node.children.get("#")
-                if child is not None and child.subscribers:
-                    _merge(found, child.subscribers)
+            child = None if node.children is None else node.children.get("#")
+            if child is not None and child.subscribers:
+                _merge(found, child.subscribers)
         return found
 
-    def exact(self, topic: str) -> dict[S, int]:
-        """Who subscribed to `topic` itself, without wildcards."""
-        node = self._root
-        for level in topic.split("/"):
-            child = None if node.children is None else node.children.get(level)
-            if child is None:
-                return {}
-            node = child
-        return node.subscribers or {}
+
+def merged(exact: Mapping[S, int] | None, wild: Mapping[S, int]) -> Mapping[S, int]:
+    """All of both, each at the highest QoS. May return one of its arguments."""
+    if not exact:
+        return wild
+    if not wild:
+        return exact
+    found = dict(wild)
+    _merge(found, exact)
+    return found
 
 
-def _merge(found: dict[S, int], subscribers: dict[S, int]) -> None:
+def _merge(found: dict[S, int], subscribers: Mapping[S, int]) -> None:
     for subscriber, qos in subscribers.items():
         if found.get(subscriber, -1) < qos:
             found[subscriber] = qos
 
 
+def has_wildcard(topic_filter: str) -> bool:
+    """Whether a valid filter can match more than the topic of its own name."""
+    return "+" in topic_filter or "#" in topic_filter
+
+
 def matches(topic_filter: str, topic: str) -> bool:
-    """Whether one filter matches one topic (MQTT 3.1.1, 4.7)."""
-    if topic[:1] == "$" and topic_filter[:1] in ("+", "#"):
-        return False
+    """Whether a filter matches a topic (4.7)."""
     return contains(topic_filter, topic)
 
 
 def contains(outer: str, inner: str) -> bool:
     """Whether every topic that the filter `inner` matches is matched by the filter `outer`."""
+    if inner.startswith("$") and outer.startswith(("+", "#")):
+        return False  # [MQTT-4.7.2-1]
     wide, narrow = outer.split("/"), inner.split("/")
     for index, level in enumerate(wide):
         if level == "#":
             return True
-        if index >= len(narrow):
+        if index >= len(narrow) or narrow[index] == "#" or level not in ("+", narrow[index]):
             return False
-        if narrow[index] == "#" or (level not in ("+", narrow[index])):
-            return False
-    # "a/#" is not contained in "a" though "a" is in "a/#".
     return len(wide) == len(narrow)

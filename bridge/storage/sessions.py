@@ -1,336 +1,308 @@
-"""What the broker must remember over a restart: sessions, their messages, QoS 2 identifiers and retained messages.
+"""The broker's memory: kept sessions, their messages, retained messages, and QoS 2 identifiers not yet released.
 
-Changes are gathered on a page, which is one change of the writer's batch: of several changes of the same thing only the
-last is written, and a message that was delivered before its page is committed costs nothing. A page is handed to the
-writer with its first entry, so whatever is handed to the writer afterwards is not committed before it.
+Everything that changes between two batches of the writer is gathered and goes into the next one as a single change.
+What is undone before that (a message that is stored and acknowledged at once) costs the database nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple, final
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol, final
 
 import msgspec
-import structlog
-from sqlalchemy import TextClause, select, text
+from sqlalchemy import Table, bindparam, delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.receipts import Outcome, Receipt
-from bridge.storage import bulk
+from bridge.storage import bulk, tables
 from bridge.storage.database import Database
-from bridge.storage.tables import inbound_once, retained, session_messages, sessions
 from bridge.storage.writer import Writer
 
-log = structlog.get_logger(__name__)
+ROWS_AT_ONCE: Final = 200
+"""Rows per statement. SQLite allows 32,766 parameters; few statements matter more than large ones here."""
 
-PAGE_ROWS: Final = 2_000
-"""A page is full with so many entries, and the next one begins."""
-CAPACITY: Final = 50_000
-"""Entries (a large payload counts once more for each KiB) that may wait for their commit before the store is congested;
-it is relieved at half of that."""
-
-Callback = Callable[[], None]
+QUEUED: Final = "queued"
+SENT: Final = "sent"
+RELEASED: Final = "released"
 
 
-class StoredMessage(NamedTuple):
-    """A QoS 1 or 2 message to a client. `state`: queued, sent or released; from sent on it has a packet id."""
+class Storable(Protocol):
+    """A message on its way to a client, as the broker has it."""
 
-    client_id: str
-    seq: int
-    topic: str
+    topic: bytes
     payload: bytes
     qos: int
     retain: bool
-    packet_id: int | None
-    state: str
+    seq: int
+    released: bool
     expires_at: float | None
 
 
-class StoredRetained(NamedTuple):
-    """The last retained message of a topic."""
-
-    topic: str
-    payload: bytes
-    qos: int
-
-
 class StoredSession(NamedTuple):
-    """A session that is kept while its client is away; `last_seen` is when it was last changed (Unix seconds)."""
+    """A kept session. `absent_since` is in Unix seconds, None if the client was connected when the bridge ended."""
 
     client_id: str
     username: str | None
     subscriptions: dict[str, int]
-    last_seen: float
+    absent_since: float | None
 
 
-class Stored(NamedTuple):
-    """Everything, as it was committed last. Messages are in the order of `seq`, per client the order of sending."""
+class StoredMessage(NamedTuple):
+    """A message for a kept session: in flight if it has a packet identifier, else waiting."""
+
+    client_id: str
+    seq: int
+    topic: bytes
+    payload: bytes
+    qos: int
+    retain: bool
+    packet_id: int | None
+    released: bool
+    expires_at: float | None
+
+
+class Kept(NamedTuple):
+    """All that the last run has left, messages in the order of their numbers."""
 
     sessions: list[StoredSession]
     messages: list[StoredMessage]
-    once: list[tuple[str, int]]
-    retained: list[StoredRetained]
+    retained: list[tuple[str, bytes, int]]
+    taken: list[tuple[str, int]]
 
 
-@final
-class _Page:
-    """Changes that are committed together."""
+Key = tuple[str, int]
 
-    __slots__ = (
-        "callbacks", "first_seq", "forgotten", "messages", "once", "receipts", "retained", "sealed", "sessions", "size",
-    )  # fmt: skip
 
-    def __init__(self, first_seq: int) -> None:
-        self.size = 0
-        self.first_seq = first_seq
-        """Messages from this number on are in no earlier page."""
-        self.sealed = False
-        """Whether it may already be on its way into the database."""
-        self.forgotten: set[str] = set()
-        self.sessions: dict[str, StoredSession] = {}
-        self.messages: dict[str, dict[int, StoredMessage | None]] = {}
-        self.once: dict[str, dict[int, bool]] = {}
-        """By client and packet id: whether it is to be there."""
-        self.retained: dict[str, StoredRetained] = {}
-        self.receipts: list[Receipt] = []
-        self.callbacks: list[Callback] = []
+@dataclass(slots=True)
+class _Changes:
+    """What has changed since the last change was handed to the writer. What is undone in here leaves no trace."""
 
-    def forget(self, client_id: str) -> None:
-        """A session has ended: nothing of what came before is to be written."""
-        self.sessions.pop(client_id, None)
-        self.messages.pop(client_id, None)
-        self.once.pop(client_id, None)
-        self.forgotten.add(client_id)
+    ended: set[str] = field(default_factory=set)
+    saved: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    released: set[Key] = field(default_factory=set)
+    taken: set[Key] = field(default_factory=set)
+    added: dict[Key, tuple[Any, ...]] = field(default_factory=dict)
+    marked: dict[Key, tuple[int, str]] = field(default_factory=dict)
+    removed: set[Key] = field(default_factory=set)
+    retained: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    cleared: set[str] = field(default_factory=set)
 
-    async def store(self, connection: AsyncConnection) -> None:
-        """Write it; possibly more than once, until it is committed."""
-        self.sealed = True
-        delete = _DELETE[connection.dialect.name]
-        if self.forgotten:
-            ids = msgspec.json.encode(list(self.forgotten)).decode()
-            for statement in delete.sessions:
-                await connection.execute(statement, {"keys": ids})
-        gone = [(c, seq) for c, rows in self.messages.items() for seq, row in rows.items() if row is None]
-        released = [(c, packet_id) for c, ids in self.once.items() for packet_id, there in ids.items() if not there]
-        cleared = [message.topic for message in self.retained.values() if not message.payload]
-        for keys, statement in ((gone, delete.messages), (released, delete.once), (cleared, delete.retained)):
-            if keys:
-                await connection.execute(statement, {"keys": msgspec.json.encode(keys).decode()})
-        await bulk.insert(connection, [(insert, flat) for insert, flat in self._inserts() if flat])
+    async def execute(self, connection: AsyncConnection) -> None:
+        """May be called more than once: the effect is the same."""
+        ended = [(client_id,) for client_id in self.ended]
+        for table in (tables.sessions, tables.session_messages, tables.inbound_once):
+            await _delete(connection, table, ("client_id",), ended)
+        await _delete(connection, tables.inbound_once, ("client_id", "packet_id"), list(self.released))
+        inserts = [
+            (_SESSIONS, _flat(self.saved.values())),
+            (bulk.INBOUND_ONCE, _flat(self.taken)),
+            (_MESSAGES, _flat(self.added.values())),
+            (_RETAINED, _flat(self.retained.values())),
+        ]
+        await bulk.insert(connection, [(statement, flat) for statement, flat in inserts if flat])
+        if self.marked:
+            rows = [{"c": c, "s": s, "p": p, "st": state} for (c, s), (p, state) in self.marked.items()]
+            await connection.execute(_MARK, rows)
+        await _delete(connection, tables.session_messages, ("client_id", "seq"), list(self.removed))
+        await _delete(connection, tables.retained, ("topic",), [(topic,) for topic in self.cleared])
 
-    def _inserts(self) -> list[tuple[bulk.Insert, list[Any]]]:
-        rows: list[Any] = []
-        for session in self.sessions.values():
-            subscriptions = msgspec.json.encode(session.subscriptions).decode()
-            rows += (session.client_id, session.username, subscriptions, session.last_seen)
-        messages: list[Any] = []
-        for kept in self.messages.values():
-            for message in kept.values():
-                if message is not None:
-                    messages += message
-        once = [value for c, ids in self.once.items() for i, there in ids.items() if there for value in (c, i)]
-        now = time.time()
-        last: list[Any] = []
-        for topic, payload, qos in self.retained.values():
-            if payload:
-                last += (topic, payload, qos, now)
-        return [(_SESSIONS, rows), (_MESSAGES, messages), (bulk.INBOUND_ONCE, once), (_RETAINED, last)]
+
+_MARK: Final = (
+    update(tables.session_messages)
+    .where(
+        tables.session_messages.c.client_id == bindparam("c"),
+        tables.session_messages.c.seq == bindparam("s"),
+    )
+    .values(packet_id=bindparam("p"), state=bindparam("st"))
+)
 
 
 @final
 class SessionStore:
-    """Methods that change something return at once; `then` and `settle` say when it is committed."""
+    """Every method that changes something returns the same future for all that goes into one change: it is resolved
+    when that is durable. What is not waited for is durable with what is handed to the writer after it."""
 
     def __init__(self, database: Database, writer: Writer) -> None:
-        self.congested = False
-        self.on_relief: Callback | None = None
-        """Called when `congested` has become False again."""
-        self.changes = 0
-        """Grows with every change that is handed over."""
         self._database = database
         self._writer = writer
-        self._last_seq = 0
-        self._page: _Page | None = None
-        """The last page that is not committed."""
-        self._waiting = 0
-
-    async def load(self) -> Stored:
-        """Everything that is stored. Raises StorageUnavailableError or StorageError."""
-        stored = await self._database.read(_load)
-        self._last_seq = max((message.seq for message in stored.messages), default=0)
-        return stored
-
-    def next_seq(self) -> int:
-        """A number for a message, greater than all others."""
-        self._last_seq += 1
-        return self._last_seq
+        self._changes = _Changes()
+        self._stored: asyncio.Future[None] | None = None
+        """Of the change that `_changes` will be; None while there is nothing to store."""
 
     @property
-    def pending(self) -> int:
-        """Entries that wait for their commit."""
-        return self._waiting
+    def stored(self) -> asyncio.Future[None] | None:
+        """Resolved when everything recorded so far, and not known to be durable, is."""
+        return self._stored
 
-    # ------------------------------------------------------------------ changes
+    async def load(self) -> Kept:
+        """All that there is. Raises StorageUnavailableError."""
+        return await self._database.read(_load)
 
-    def save_session(self, session: StoredSession) -> None:
-        """A session is new, or its subscriptions have changed, or its client has left."""
-        self._open(1).sessions[session.client_id] = session
+    # ------------------------------------------------------------------ sessions
 
-    def forget_session(self, client_id: str) -> None:
-        """A session has ended, with all that belongs to it."""
-        self._open(1).forget(client_id)
+    def save(
+        self,
+        client_id: str,
+        username: str | None,
+        subscriptions: dict[str, int],
+        absent_since: float | None,
+        now: float,
+    ) -> asyncio.Future[None]:
+        """Store a kept session as it is now."""
+        encoded = msgspec.json.encode(subscriptions).decode()
+        self._changes.saved[client_id] = (client_id, username, encoded, absent_since or now, absent_since)
+        return self._note()
 
-    def save_message(self, message: StoredMessage) -> None:
-        """A message waits for its client, was given a packet id, or was released."""
-        page = self._open(1 + (len(message.payload) >> 10))
-        page.messages.setdefault(message.client_id, {})[message.seq] = message
+    def end(self, client_id: str) -> asyncio.Future[None]:
+        """Forget a session and all that belongs to it."""
+        changes = self._changes
+        changes.saved.pop(client_id, None)
+        for gathered in (changes.released, changes.taken, changes.removed):
+            gathered.difference_update([key for key in gathered if key[0] == client_id])
+        for key in [key for key in changes.added if key[0] == client_id]:
+            del changes.added[key]
+        for key in [key for key in changes.marked if key[0] == client_id]:
+            del changes.marked[key]
+        changes.ended.add(client_id)
+        return self._note()
 
-    def delete_message(self, client_id: str, seq: int) -> None:
-        """A message has arrived, or will never."""
-        page = self._open(1)
-        rows = page.messages.setdefault(client_id, {})
-        if seq < page.first_seq:
-            rows[seq] = None
+    # ------------------------------------------------------------------ messages to clients
+
+    def add(self, client_id: str, message: Storable) -> asyncio.Future[None]:
+        """Store a message that waits for a client."""
+        row = (
+            client_id,
+            message.seq,
+            message.topic.decode(),
+            message.payload,
+            message.qos,
+            int(message.retain),
+            None,
+            QUEUED,
+            message.expires_at,
+        )
+        self._changes.added[client_id, message.seq] = row
+        return self._note()
+
+    def mark(self, client_id: str, message: Storable, packet_id: int) -> asyncio.Future[None]:
+        """Store that a message is in flight under a packet identifier, or released by its receiver."""
+        key = client_id, message.seq
+        state = RELEASED if message.released else SENT
+        row = self._changes.added.get(key)
+        if row is not None:
+            self._changes.added[key] = (*row[:6], packet_id, state, row[8])
         else:
-            rows.pop(seq, None)
+            self._changes.marked[key] = packet_id, state
+        return self._note()
 
-    def add_once(self, client_id: str, packet_id: int) -> None:
-        """A QoS 2 message was taken over that no row of the writer's carries."""
-        self._open(1).once.setdefault(client_id, {})[packet_id] = True
+    def remove(self, client_id: str, seq: int) -> None:
+        """A message has been delivered, or given up."""
+        key = client_id, seq
+        self._changes.marked.pop(key, None)
+        if self._changes.added.pop(key, None) is None:
+            self._changes.removed.add(key)
+            self._note()
 
-    def delete_once(self, client_id: str, packet_id: int) -> None:
-        """A QoS 2 message was released."""
-        self._open(1).once.setdefault(client_id, {})[packet_id] = False
+    # ------------------------------------------------------------------ messages from clients
 
-    def retain(self, message: StoredRetained) -> None:
-        """Keep a topic's last message; one without payload clears it."""
-        self._open(1 + (len(message.payload) >> 10)).retained[message.topic] = message
+    def take(self, client_id: str, packet_id: int) -> asyncio.Future[None]:
+        """Store that a QoS 2 message has been taken over. (For the agents' messages the writer does that.)"""
+        self._changes.taken.add((client_id, packet_id))
+        return self._note()
 
-    # ------------------------------------------------------------------ after the commit
+    def release(self, client_id: str, packet_id: int) -> asyncio.Future[None]:
+        """Forget a QoS 2 message that its sender has released."""
+        key = client_id, packet_id
+        self._changes.taken.discard(key)
+        self._changes.released.add(key)
+        return self._note()
 
-    def settle(self, receipt: Receipt) -> None:
-        """Have `receipt` become COMMITTED when all that was handed over so far is committed, RETRY if it cannot be."""
-        if self._page is None:
-            receipt.settle(Outcome.COMMITTED)
+    # ------------------------------------------------------------------ retained messages
+
+    def retain(self, topic: str, payload: bytes, qos: int, now: float) -> asyncio.Future[None]:
+        """Store the last message of a topic; an empty one clears it."""
+        if payload:
+            self._changes.cleared.discard(topic)
+            self._changes.retained[topic] = (topic, payload, qos, now)
         else:
-            self._page.receipts.append(receipt)
+            self._changes.retained.pop(topic, None)
+            self._changes.cleared.add(topic)
+        return self._note()
 
-    def then(self, callback: Callback) -> None:
-        """Call when all that was handed over so far is committed; never, if it cannot be."""
-        if self._page is None:
-            callback()
-        else:
-            self._page.callbacks.append(callback)
+    # ------------------------------------------------------------------ into the writer
 
-    async def drain(self, timeout: float) -> None:
-        """Wait until nothing is pending, for at most `timeout` seconds."""
-        drained = asyncio.Event()
-        self.then(drained.set)
-        try:
-            async with asyncio.timeout(timeout):
-                await drained.wait()
-        except TimeoutError:
-            log.warning("sessions could not be stored in time; their senders are not acknowledged", left=self._waiting)
+    def _note(self) -> asyncio.Future[None]:
+        if self._stored is not None:
+            return self._stored
+        taken_out: list[_Changes] = []
 
-    def _open(self, weight: int) -> _Page:
-        self.changes += 1
-        page = self._page
-        if page is None or page.sealed or page.size >= PAGE_ROWS:
-            page = self._page = _Page(self._last_seq + 1)
-            written = self._writer.submit(page.store)
-            opened = page
-            written.add_done_callback(lambda future: self._committed(opened, future))
-        page.size += weight
-        self._waiting += weight
-        if self._waiting > CAPACITY:
-            self.congested = True
-        return page
+        async def change(connection: AsyncConnection) -> None:
+            # It may be called again, and must do the same again: what is gathered from now on is another change.
+            if not taken_out:
+                taken_out.append(self._changes)
+                self._changes = _Changes()
+                self._stored = None
+            await taken_out[0].execute(connection)
 
-    def _committed(self, page: _Page, future: asyncio.Future[None]) -> None:
-        self._waiting -= page.size
-        if self._page is page:
-            self._page = None
-        error = None if future.cancelled() else future.exception()
-        if error is not None:
-            log.error("sessions could not be stored", changes=page.size, error=str(error))
-        lost = error is not None or future.cancelled()
-        for receipt in page.receipts:
-            receipt.settle(Outcome.RETRY if lost else Outcome.COMMITTED)
-        if not lost:
-            for callback in page.callbacks:
-                callback()
-        if self.congested and self._waiting <= CAPACITY // 2:
-            self.congested = False
-            if self.on_relief is not None:
-                self.on_relief()
+        self._stored = self._writer.submit(change)
+        self._stored.add_done_callback(self._finished)
+        return self._stored
+
+    def _finished(self, stored: asyncio.Future[None]) -> None:
+        if self._stored is stored:
+            # It was given up before it was tried: the bridge stops.
+            self._stored = None
+            self._changes = _Changes()
+        if not stored.cancelled():
+            stored.exception()  # whoever waits for it has been told; nobody need have waited
 
 
-# ---------------------------------------------------------------------- statements
-
-_SESSIONS: Final = bulk.Insert(
-    sessions,
-    ("client_id", "username", "subscriptions", "last_seen"),
-    "ON CONFLICT (client_id) DO UPDATE SET username = excluded.username, subscriptions = excluded.subscriptions,"
-    " last_seen = excluded.last_seen",
-)
-_MESSAGES: Final = bulk.Insert(
-    session_messages,
-    StoredMessage._fields,
-    "ON CONFLICT (client_id, seq) DO UPDATE SET packet_id = excluded.packet_id, state = excluded.state",
-)
-_RETAINED: Final = bulk.Insert(
-    retained,
-    ("topic", "payload", "qos", "set_at"),
-    "ON CONFLICT (topic) DO UPDATE SET payload = excluded.payload, qos = excluded.qos, set_at = excluded.set_at",
-)
-
-
-class _Delete(NamedTuple):
-    sessions: tuple[TextClause, ...]
-    messages: TextClause
-    once: TextClause
-    retained: TextClause
+async def _load(connection: AsyncConnection) -> Kept:
+    sessions = [
+        StoredSession(client_id, username, msgspec.json.decode(subscriptions, type=dict[str, int]), expires_at)
+        for client_id, username, subscriptions, expires_at in await connection.execute(
+            select(
+                tables.sessions.c.client_id,
+                tables.sessions.c.username,
+                tables.sessions.c.subscriptions,
+                tables.sessions.c.expires_at,
+            )
+        )
+    ]
+    stored = tables.session_messages
+    messages = [
+        StoredMessage(c, seq, topic.encode(), payload, qos, bool(retain), packet_id, state == RELEASED, expires_at)
+        for c, seq, topic, payload, qos, retain, packet_id, state, expires_at in await connection.execute(
+            select(stored).order_by(stored.c.seq)
+        )
+    ]
+    kept = tables.retained
+    retained = [(t, p, q) for t, p, q in await connection.execute(select(kept.c.topic, kept.c.payload, kept.c.qos))]
+    taken = [(c, p) for c, p in await connection.execute(select(tables.inbound_once))]
+    return Kept(sessions, messages, retained, taken)
 
 
-# One parameter for any number of keys: always the same statement.
-_ONE: Final = {
-    "sqlite": "SELECT value FROM json_each(:keys)",
-    "postgresql": "SELECT json_array_elements_text(CAST(:keys AS json))",
-}
-_TWO: Final = {
-    "sqlite": "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:keys)",
-    "postgresql": "SELECT k ->> 0, CAST(k ->> 1 AS bigint) FROM json_array_elements(CAST(:keys AS json)) AS k",
-}
+async def _delete(
+    connection: AsyncConnection, table: Table, columns: tuple[str, ...], keys: list[tuple[Any, ...]]
+) -> None:
+    """Delete the rows with any of the keys."""
+    key = tuple_(*(table.c[column] for column in columns))
+    for start in range(0, len(keys), ROWS_AT_ONCE):
+        await connection.execute(delete(table).where(key.in_(keys[start : start + ROWS_AT_ONCE])))
 
 
-def _deletes(dialect: str) -> _Delete:
-    one, two = _ONE[dialect], _TWO[dialect]
-    owned = (sessions, session_messages, inbound_once)
-    return _Delete(
-        tuple(text(f"DELETE FROM {table.name} WHERE client_id IN ({one})") for table in owned),  # noqa: S608 - our own tables
-        text(f"DELETE FROM session_messages WHERE (client_id, seq) IN ({two})"),  # noqa: S608 - our own statement
-        text(f"DELETE FROM inbound_once WHERE (client_id, packet_id) IN ({two})"),  # noqa: S608 - our own statement
-        text(f"DELETE FROM retained WHERE topic IN ({one})"),  # noqa: S608 - our own statement
-    )
+def _flat(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+    return [value for row in rows for value in row]
 
 
-_DELETE: Final = {dialect: _deletes(dialect) for dialect in _ONE}
+def _replace(table: Table, keys: int) -> bulk.Insert:
+    """An INSERT of whole rows that replaces what is there; the first `keys` columns are the key."""
+    names = tuple(column.name for column in table.columns)
+    sets = ", ".join(f"{name} = excluded.{name}" for name in names[keys:])
+    return bulk.Insert(table, names, f"ON CONFLICT ({', '.join(names[:keys])}) DO UPDATE SET {sets}")
 
 
-async def _load(connection: AsyncConnection) -> Stored:
-    columns = sessions.c
-    kept = await connection.execute(
-        select(columns.client_id, columns.username, columns.subscriptions, columns.last_seen)
-    )
-    decode = msgspec.json.Decoder(dict[str, int]).decode
-    order = (session_messages.c.client_id, session_messages.c.seq)
-    waiting = select(*(session_messages.c[name] for name in StoredMessage._fields)).order_by(*order)
-    last = select(retained.c.topic, retained.c.payload, retained.c.qos)
-    return Stored(
-        [StoredSession(client_id, username, decode(wanted), seen) for client_id, username, wanted, seen in kept],
-        [StoredMessage(*row) for row in await connection.execute(waiting)],
-        [(client_id, packet_id) for client_id, packet_id in await connection.execute(select(inbound_once))],
-        [StoredRetained(*row) for row in await connection.execute(last)],
-    )
+_SESSIONS: Final = _replace(tables.sessions, 1)
+_MESSAGES: Final = _replace(tables.session_messages, 2)
+_RETAINED: Final = _replace(tables.retained, 1)

@@ -244,7 +244,15 @@ def test_the_example_file_is_the_defaults() -> None:
     assert loaded.model_dump() == Settings().model_dump()
     from_file = {key for key, origin in loaded.origins().items() if origin == str(EXAMPLE)}
     # TOML cannot say "not set": these stand there as comments.
-    assert set(keys()) - from_file == {"mqtt.password_file", "http.token"}
+    assert set(keys()) - from_file == {
+        "mqtt.password_file",
+        "mqtt.tls_port",
+        "mqtt.websocket_port",
+        "mqtt.websocket_tls_port",
+        "mqtt.tls_certificate",
+        "mqtt.tls_key",
+        "http.token",
+    }
 
 
 def test_every_setting_says_why() -> None:

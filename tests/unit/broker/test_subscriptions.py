@@ -80,7 +80,7 @@ def test_finds_what_a_walk_over_all_filters_finds(operations: list[Operation], t
             expected[subscriber] = max(qos, expected.get(subscriber, 0))
     assert tree.match(topic) == expected
     assert tree.count == len(model)
-    assert tree.exact(topic) == {s: q for (f, s), q in model.items() if f == topic}
+    assert tree.exact.get(topic, {}) == {s: q for (f, s), q in model.items() if f == topic}
 
 
 @given(st.lists(st.tuples(filters, st.integers(0, 3)), max_size=20, unique=True))
@@ -118,14 +118,23 @@ def test_containment(outer: str, inner: str, expected: bool) -> None:
     assert contains(outer, inner) is expected
 
 
-def test_a_result_changes_only_with_the_version() -> None:
+@pytest.mark.parametrize("topic_filter", ["a/+", "#"])
+def test_the_version_changes_with_the_tree(topic_filter: str) -> None:
     tree: SubscriptionTree[str] = SubscriptionTree()
     before = tree.version
-    tree.add("a", "me", 0)
+    tree.add(topic_filter, "me", 0)
     assert tree.version != before
     before = tree.version
-    tree.remove("a", "me")
+    tree.remove(topic_filter, "me")
     assert tree.version != before
     before = tree.version
-    assert not tree.remove("a", "me")
+    assert not tree.remove(topic_filter, "me")
     assert tree.version == before
+
+
+def test_a_device_that_comes_invalidates_nothing() -> None:
+    tree: SubscriptionTree[str] = SubscriptionTree()
+    before = tree.version
+    tree.add("devices/d/ping", "d", 0)
+    assert tree.version == before
+    assert tree.exact["devices/d/ping"] == {"d": 0}
