@@ -242,8 +242,8 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
             self._loop.call_soon(self._publish_will, will, session.rights, session)
 
     def close_soon(self, connection: Wire, cause: str, detail: str) -> None:
-        """Close a connection in the next turn of the loop, without waiting for the client to read."""
-        self._loop.call_soon(connection.close, cause, detail, True)
+        """Close a connection in the next turn of the loop."""
+        self._loop.call_soon(connection.close, cause, detail, connection.choked)
 
     def kick(self, client_id: str, cause: str = "kicked") -> bool:
         """Close a client's connection; False if it has none."""
@@ -279,9 +279,10 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         """Publish what a client has left behind [MQTT-3.1.2-8], if it might have published that itself."""
         if rights.asks and self.plugins is not None:
             self.plugins.ask_will(session, will, lambda: self._pass_will(will))
-        elif rights.may_publish(will.topic) and not will.topic.startswith("$"):
+        elif rights.may_publish(will.topic):
             self._pass_will(will)
         else:
+            self.stats.dropped["will_not_authorised"] += 1
             log.warning("a will is not published: not authorised", client=session.client_id, topic=will.topic[:200])
 
     def _pass_will(self, will: packets.Will) -> None:

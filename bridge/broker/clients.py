@@ -59,7 +59,8 @@ class Clients:
         if session is not None and session.username != username:
             connection.refuse(packets.BAD_CLIENT_ID, "foreign_client_id", f"{client_id!r} belongs to another user")
             return
-        if session is None and len(self.sessions) >= self._config.max_sessions:
+        # A clean session is there no longer than its connection, and those have a limit of their own.
+        if session is None and not connect.clean and len(self.sessions) >= self._config.max_sessions:
             connection.refuse(packets.UNAVAILABLE, "too_many_sessions", f"there are {len(self.sessions)} sessions")
             return
         if session is not None and session.connection is not None:

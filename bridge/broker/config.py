@@ -39,7 +39,7 @@ class BrokerConfig:
     max_inflight: int = 100
     max_queued: int = 1_000
     max_sessions: int = 50_000
-    """Sessions, connected or kept."""
+    """Sessions, connected or kept, beyond which no new one is kept."""
     session_expiry: float = 7 * 86_400.0
     """How long a kept session may be absent before it is forgotten."""
     max_retained: int = 1_000_000

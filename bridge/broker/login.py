@@ -58,6 +58,8 @@ class Login:
             connection.refuse(packets.BAD_PROTOCOL, "bad_protocol", text)
         elif not connect.client_id and not connect.clean:
             connection.refuse(packets.BAD_CLIENT_ID, "bad_client_id", "no client id [MQTT-3.1.3-8]")
+        elif connect.will is not None and connect.will.topic.startswith("$"):
+            connection.refuse(packets.NOT_AUTHORISED, "not_authorised", "its will begins with $ (4.7.2)")
         elif self._passwords is None and not asks:
             # Nobody has a password here, so a name claims nothing.
             self._admit_anonymous(connection, connect)

@@ -84,6 +84,16 @@ class Wire(asyncio.Protocol):
         self.drain()
         self.let_go(CHOKED)
 
+    @property
+    def choked(self) -> bool:
+        """Whether the client does not read."""
+        return self._choked_at > 0
+
+    @property
+    def held(self) -> bool:
+        """Whether its packets are not taken at the moment."""
+        return self._held > 0
+
     def hold(self, why: int) -> None:
         """Take no more packets, and read no more, until this reason and all others are gone."""
         if not self._held and self._transport is not None and not self._transport.is_closing():

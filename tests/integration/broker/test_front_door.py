@@ -197,8 +197,9 @@ async def test_the_number_of_sessions() -> None:
     async with running(max_sessions=1) as house:
         await house.client("1", clean=False)
         raw = await house.raw()
-        raw.send(connect("2"))
+        raw.send(connect("2", clean=False))
         await raw.closed(b"\x20\x02\x00\x03")
+        await house.client("3")
 
 
 async def test_a_stranger_is_given_little_memory() -> None:
