@@ -83,8 +83,8 @@ def test_telemetry_is_json_of_the_stated_size() -> None:
     assert {len(payload) for payload in payloads} == {wire.PAYLOAD_BYTES}
     assert len(set(payloads)) == len(payloads)
     reading = json.loads(payloads[2])
-    assert reading.keys() == {"temperature", "humidity", "pressure", "battery", "ts"}
-    assert reading["ts"] == NOW + 0.002
+    assert reading.keys() == {"temperature", "humidity", "pressure", "battery", "up"}
+    assert reading["up"] == NOW + 0.002
 
 
 def test_the_trivial_acker_answers_a_burst_as_a_broker_would() -> None:
