@@ -116,8 +116,8 @@ def received(first: int, body: bytes) -> tuple[str, bytes, int]:
 def telemetry(count: int, now: float) -> Iterator[bytes]:
     """`count` readings as a sensor would send them, each a JSON object of exactly PAYLOAD_BYTES bytes.
 
-    Without `ts`, so that the time of arrival counts: the same readings are sent again and again, and no sensor goes back
-    in time with every burst, which scatters its rows over the whole index. `now`: the first one's `up`, in seconds.
+    Without `ts`, so that the time of arrival counts: the same readings are sent again and again, and no sensor goes
+    back in time with every burst, which scatters its rows over the whole index. `now`: the first one's `up`, seconds.
     """
     for number in range(count):
         temperature = 18.0 + number * 37 % 900 / 100
