@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable
 from typing import Protocol, final
 
 from bridge.errors import AlreadySettledError
@@ -137,10 +136,3 @@ class Receipt:
         self._ledger.close(outcome, 1, reason)
         if self.owner is not None:
             self.owner.receipt_settled(self)
-
-
-def settle_committed(receipts: Iterable[Receipt]) -> None:
-    """Settle many receipts as committed: what a writer does after each commit, so it is kept short."""
-    committed = Outcome.COMMITTED
-    for receipt in receipts:
-        receipt.settle(committed)

@@ -95,11 +95,6 @@ class Cell:
         return self._task is not None
 
     @property
-    def backlog(self) -> int:
-        """Messages that wait."""
-        return len(self._data)
-
-    @property
     def idle(self) -> bool:
         """Nothing waits and nothing is being handled."""
         return not self._data and not self._control and (self._task is None or self._waker is not None)
