@@ -13,7 +13,7 @@ from typing import Any, final
 
 import structlog
 
-from bridge import __version__, descriptors, ports
+from bridge import __version__, descriptors, instruments, ports
 from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
 from bridge.broker.broker import EmbeddedBroker
@@ -167,7 +167,7 @@ class Bridge:
         ]
         undo.callback(self.parts[-1].cancel)
         undo.push_async_callback(self.http.stop)
-        self._register_metrics()
+        instruments.install(self)
 
         await self.broker.start()
         undo.push_async_callback(self.broker.stop_intake)
@@ -226,48 +226,6 @@ class Bridge:
             "ledger": self.ledger.as_dict(),
             "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
         }
-
-    def _register_metrics(self) -> None:
-        metrics, ledger, census, writer = self.metrics, self.ledger, self.services.census, self.writer
-        metrics.counter(
-            "bridge_messages_received", "Messages received on the bridge's topics.", lambda: ledger.received
-        )
-        metrics.counter("bridge_messages_committed", "Messages whose effect is durable.", lambda: ledger.committed)
-        metrics.counter(
-            "bridge_messages_deduplicated",
-            "Messages that had been committed before.",
-            lambda: ledger.deduplicated,
-        )
-        metrics.counter("bridge_messages_dead_lettered", "Messages kept as dead letters.", lambda: ledger.dead_lettered)
-        metrics.counters("bridge_messages_dropped", "Messages dropped.", "reason", lambda: ledger.dropped)
-        metrics.gauge("bridge_messages_in_flight", "Messages received and not settled yet.", lambda: ledger.in_flight)
-        metrics.gauge("bridge_ledger_difference", "Zero while nothing disappears unseen.", lambda: ledger.difference)
-        metrics.counters("bridge_messages_refused", "Dead letters by reason.", "reason", lambda: census.refused)
-        metrics.gauges("bridge_devices", "Known devices by status.", "status", lambda: census.devices)
-        metrics.counters("bridge_commands", "Commands by the status they reached.", "status", lambda: census.commands)
-        metrics.counter("bridge_presence_transitions", "Changes of presence.", lambda: census.transitions)
-        metrics.counter("bridge_agent_restarts", "Agents built anew after an error.", lambda: census.restarts)
-        metrics.gauges("bridge_agents", "Agents in memory.", "activity", self.router.activity)
-        metrics.gauge("bridge_writer_pending", "Rows and changes that wait for a commit.", lambda: writer.pending)
-        metrics.counter("bridge_writer_batches", "Committed batches.", lambda: writer.stats.batches)
-        metrics.counter("bridge_writer_rows", "Committed rows.", lambda: writer.stats.rows)
-        metrics.gauges(
-            "bridge_loop_lag_seconds", "How late the event loop was in the last minute.", "quantile",
-            lambda: {"0.5": self.pulse.lag(0.5), "0.99": self.pulse.lag(0.99)},
-        )  # fmt: skip
-        metrics.gauge("bridge_connections", "Open MQTT connections.", lambda: self.broker.stats.connections)
-        metrics.gauge("bridge_sessions", "MQTT sessions, connected or kept.", lambda: self.broker.stats.sessions)
-        metrics.gauge("bridge_subscriptions", "MQTT subscriptions.", lambda: self.broker.stats.subscriptions)
-        metrics.gauge("bridge_retained", "Retained messages.", lambda: self.broker.stats.retained)
-        metrics.counters(
-            "bridge_connections_closed", "Closed MQTT connections.", "cause", lambda: self.broker.stats.closed
-        )
-        metrics.counters(
-            "bridge_deliveries_dropped",
-            "Deliveries to subscribers dropped.",
-            "reason",
-            lambda: self.broker.stats.dropped,
-        )
 
 
 def _rules(settings: Settings) -> Rules:

@@ -1,0 +1,168 @@
+"""The groups of settings: what each one is, its default and its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
+
+
+def _hard_to_guess(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value()) < 8:
+        raise ValueError("use at least 8 characters")
+    return secret
+
+
+Secret = Annotated[SecretStr, AfterValidator(_hard_to_guess)]
+
+
+class Section(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mqtt(Section):
+    """The MQTT broker."""
+
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on. Beyond loopback nobody may be anonymous."
+    )
+    port: Port = Field(1883, description="TCP port to listen on; 0 takes any free one.")
+    allow_anonymous: bool = Field(
+        True, description="Whether clients may connect without a password; only possible on a loopback address."
+    )
+    password_file: Path | None = Field(
+        None, description="Users and their hashed passwords, one a line; `mqtt-bridge passwd` writes it."
+    )
+    tls_port: Port | None = Field(None, description="TCP port for MQTT over TLS; needs a certificate.")
+    websocket_port: Port | None = Field(None, description="TCP port for MQTT over WebSocket.")
+    websocket_tls_port: Port | None = Field(None, description="TCP port for MQTT over WebSocket and TLS.")
+    websocket_origins: tuple[str, ...] = Field(
+        (), description="Web pages that may connect by WebSocket, as http://127.0.0.1:8080; no others may."
+    )
+    tls_certificate: Path | None = Field(None, description="PEM file of the TLS ports' certificate chain.")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key.")
+    max_connections: Count = Field(
+        12_000, description="Connections at once. Each needs a file descriptor: `mqtt-bridge doctor` checks the limit."
+    )
+    max_connections_per_address: int = Field(
+        0, ge=0, description="Connections from one address, 0 for any number; loopback is never limited."
+    )
+    max_failed_logins: Count = Field(
+        10, description="Wrong passwords from one address within a minute; then it is refused without a look at them."
+    )
+    max_packet_bytes: int = Field(
+        262_144, ge=128, le=268_435_460, description="Largest packet in bytes; a larger one closes its connection."
+    )
+    connect_timeout: Seconds = Field(
+        5.0, description="Seconds from the TCP connection to a complete CONNECT: silent strangers hold no connection."
+    )
+    receive_window: int = Field(
+        1_000,
+        ge=1,
+        le=65_535,
+        description="Messages of one connection received and not yet settled; then its socket is not read.",
+    )
+    max_topic_levels: Count = Field(32, description="Levels of a topic or filter: bounds the work of matching it.")
+    max_subscriptions: Count = Field(100, description="Subscriptions of one client: bounds the subscription tree.")
+    max_inflight: int = Field(
+        100, ge=1, le=65_535, description="QoS 1 and 2 messages sent to one client and not yet acknowledged by it."
+    )
+    max_queued: Count = Field(
+        1_000, description="Messages kept for one session that is away or slow; further ones are dropped and counted."
+    )
+    max_sessions: Count = Field(50_000, description="Sessions, connected or kept; further clients are refused.")
+    session_expiry: Seconds = Field(
+        604_800.0, description="Seconds that the session of an absent client is kept: a client that never returns."
+    )
+    max_retained: Count = Field(1_000_000, description="Topics with a retained message; further ones are not kept.")
+    sys_interval: float = Field(10.0, ge=0, description="Seconds between two publications of $SYS topics; 0 for none.")
+    plugin_timeout: Seconds = Field(5.0, description="Seconds that a plugin may take to answer; then the answer is no.")
+    plugins: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="amqtt plugins: the class's dotted path and its configuration, as"
+        ' {"amqtt.plugins.authentication.AnonymousAuthPlugin" = { allow_anonymous = true }}.',
+    )
+
+
+class Http(Section):
+    """The API, health and metrics."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on. Beyond loopback a token is needed.")
+    port: Port = Field(8080, description="TCP port to listen on; 0 takes any free one.")
+    token: Secret | None = Field(
+        None, description="What callers of the API must send as `Authorization: Bearer …`, at least 8 characters."
+    )
+
+
+class DatabaseSection(Section):
+    """Where everything is stored."""
+
+    url: str = Field(
+        "sqlite+aiosqlite:///{data_dir}/bridge.db",
+        min_length=1,
+        description="SQLAlchemy URL, sqlite+aiosqlite:///… or postgresql+asyncpg://user:password@host/name;"
+        " {data_dir} stands for the data directory.",
+    )
+    pool_size: Count = Field(5, description="Connections for reading; one more is used for writing.")
+    migrate: bool = Field(
+        True,
+        description="Whether `serve` brings the schema up to date; without it `mqtt-bridge migrate` must.",
+    )
+
+
+class Writer(Section):
+    """The group-committing writer: larger batches cost less per row, waiting costs latency."""
+
+    batch_rows: Count = Field(4_096, description="Rows per commit at most.")
+    batch_wait: float = Field(
+        0.002, ge=0, le=1, description="Seconds that the first row of a batch waits for others, at most 1."
+    )
+    capacity: Count = Field(
+        50_000, description="Rows that may wait for a commit; then connections are not read until there is room."
+    )
+
+
+class Agent(Section):
+    """The agents, one per device."""
+
+    ping_interval: Seconds = Field(30.0, description="Seconds of silence after which a device is pinged.")
+    ping_misses: Count = Field(3, description="Unanswered pings after which a connected device counts as silent.")
+    sleep_after: Seconds = Field(60.0, description="Seconds without work after which an agent gives up its coroutine.")
+    evict_after: Seconds = Field(
+        600.0, description="Seconds without work after which an agent leaves memory; at least sleep_after."
+    )
+    mailbox_limit: Count = Field(
+        10_000,
+        description="Messages waiting for one agent; then QoS 0 is dropped and counted, and QoS 1 and 2 are slowed.",
+    )
+    restarts: Count = Field(5, description="Restarts of a failing agent within restart_window; then it rests.")
+    restart_window: Seconds = Field(60.0, description="Seconds over which restarts are counted.")
+    snapshot_interval: Seconds = Field(
+        5.0, description="Seconds between two stored states of a busy device: what a crash makes it forget."
+    )
+
+
+class CommandSection(Section):
+    """Commands to devices."""
+
+    ttl: Seconds = Field(60.0, description="Seconds until a command expires that does not say so itself.")
+    max_ttl: Seconds = Field(86_400.0, description="Longest ttl in seconds that a command may ask for.")
+
+
+class Log(Section):
+    """What the bridge says."""
+
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Upper] = Field(
+        "INFO", description="Least important lines that are printed: DEBUG, INFO, WARNING or ERROR."
+    )
+    format: Literal["console", "json"] = Field(
+        "console", description="`console` for people, `json` (one object a line) for log collectors."
+    )
