@@ -22,8 +22,8 @@ BROKEN = '''"""A migration that fails half-way."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "broken"
+down_revision = "HEAD"
 
 
 def upgrade() -> None:
@@ -31,6 +31,11 @@ def upgrade() -> None:
     op.add_column("devices", sa.Column("half", sa.Text()))
     op.execute("INSERT INTO there_is_no_such_table VALUES (1)")
 '''
+
+
+async def broken(text: str = BROKEN) -> str:
+    """A migration that follows the present head."""
+    return text.replace("HEAD", await migrate.head())
 
 
 async def test_from_empty_to_head_and_again(empty_url: str) -> None:
@@ -66,12 +71,13 @@ async def test_a_failed_migration_leaves_the_old_schema(
 ) -> None:
     scripts = tmp_path / "100%migrations"
     shutil.copytree(migrate.folder(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0002_broken.py").write_text(BROKEN)
+    (scripts / "versions" / "9999_broken.py").write_text(await broken())
+    head = await migrate.head()
     with monkeypatch.context() as patched:
         patched.setattr(migrate, "folder", lambda: scripts)
         with pytest.raises(StartError, match="there_is_no_such_table"):
             await migrate.upgrade(url)
-        assert await migrate.current(url) == "0001"
+        assert await migrate.current(url) == head
     await test_the_migrations_make_the_tables_that_the_code_means(url)
 
 
@@ -79,10 +85,10 @@ async def test_a_newer_database_is_refused(url: str, tmp_path: Path, monkeypatch
     scripts = tmp_path / "migrations"
     shutil.copytree(migrate.folder(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
     newer = BROKEN.replace("there_is_no_such_table VALUES (1)", "half VALUES (1)")
-    (scripts / "versions" / "0002_newer.py").write_text(newer)
+    (scripts / "versions" / "9999_newer.py").write_text(await broken(newer))
     with monkeypatch.context() as patched:
         patched.setattr(migrate, "folder", lambda: scripts)
-        assert await migrate.upgrade(url) == "0002"
+        assert await migrate.upgrade(url) == "broken"
     with pytest.raises(StartError, match="newer"):
         await migrate.upgrade(url)
 
@@ -92,9 +98,9 @@ async def test_a_running_bridge_is_not_migrated_under_its_feet(
 ) -> None:
     scripts = tmp_path / "migrations"
     shutil.copytree(migrate.folder(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0002_broken.py").write_text(BROKEN)
+    (scripts / "versions" / "9999_broken.py").write_text(await broken())
     database = await Database.open(url)
-    assert await migrate.upgrade(url) == "0001"
+    assert await migrate.upgrade(url) == await migrate.head()
     with monkeypatch.context() as patched:
         patched.setattr(migrate, "folder", lambda: scripts)
         with pytest.raises(StartError, match="in use"):
