@@ -27,7 +27,7 @@ from bridge.broker.connection import Connection
 from bridge.broker.control import Control
 from bridge.broker.exchange import Exchange
 from bridge.broker.listener import Listener
-from bridge.broker.login import Login
+from bridge.broker.login import Credentials, Login
 from bridge.broker.passwords import Passwords
 from bridge.broker.plugins import Plugins
 from bridge.broker.routes import route_to
@@ -65,9 +65,11 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         intake: Intake,
         store: SessionStore | None = None,
         clock: Callable[[], float] = time.time,
+        credentials: Credentials | None = None,
     ) -> None:
-        """Without a `store` nothing survives a restart. `clock` gives Unix seconds. Raises StartError when a plugin
-        cannot be loaded or the password file cannot be read."""
+        """Without a `store` nothing survives a restart. `clock` gives Unix seconds. `credentials` are asked about a
+        user before the password file is. Raises StartError when a plugin cannot be loaded or the password file cannot
+        be read."""
         try:
             super().__init__(AmqttConfig(plugins=dict(config.plugins)))
         except PluginError as error:
@@ -85,12 +87,13 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         self.clients: Final = Clients(config, self.stats, self.exchange, topics, store, clock)
         self.control: Final = Control(self)
         passwords = Passwords(config.password_file) if config.password_file else None
-        self.login: Final = Login(config, topics, self.clients, passwords, self.plugins)
+        self.login: Final = Login(config, topics, self.clients, passwords, self.plugins, credentials)
         self.connections: Final[set[Connection]] = set()
         self.accepting = False
         self.publish: Final = self.exchange.publish
         self._listener = Listener(config, self._new_connection)
-        self._has_users = passwords is not None or (self.plugins is not None and self.plugins.authenticates)
+        asks = self.plugins is not None and self.plugins.authenticates
+        self._has_users = passwords is not None or credentials is not None or asks
         self._waiting_for_relief: set[Connection] = set()
         self._unflushed: list[Wire] = []
         self._ticker: asyncio.TimerHandle | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 import structlog
 
@@ -12,6 +12,7 @@ from bridge.broker import packets
 from bridge.broker.access import ASKED, EVERYTHING, Rights, Role, rights_of
 from bridge.broker.passwords import Passwords
 from bridge.broker.wire import ASKING
+from bridge.errors import BridgeError
 from bridge.topics import Topics
 
 if TYPE_CHECKING:
@@ -28,10 +29,20 @@ MAX_SUSPECTS: Final = 10_000
 """Addresses whose failed logins are counted."""
 
 
+class Credentials(Protocol):
+    """Devices' passwords and tokens that are kept elsewhere than in the password file."""
+
+    async def check(self, username: str, password: bytes) -> bool | None:
+        """Whether `password` is that of the device `username`; None if no credentials are kept for such a device, and
+        whoever else knows users is to be asked. Must compare in constant time. Raises BridgeError if it cannot be
+        found out now: the client is told to come again."""
+
+
 @final
 class Login:
-    """A user in the password file is checked there; any other is the plugins', if there are any that authenticate. A
-    client without a user name is let in where anonymous clients are allowed: on a loopback address only."""
+    """Who has a user name is looked for in three places, and the first that knows it decides: the injected
+    credentials, the password file, the plugins, if there are any that authenticate. A client without a user name is
+    let in where anonymous clients are allowed: on a loopback address only."""
 
     def __init__(
         self,
@@ -40,13 +51,16 @@ class Login:
         clients: Clients,
         passwords: Passwords | None,
         plugins: Plugins | None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._config = config
         self._topics = topics
         self._clients = clients
         self._passwords = passwords
         self._plugins = plugins
+        self._credentials = credentials
         self._local = ports.is_loopback(config.host)
+        self._anonymous = config.allow_anonymous and self._local
         self._checks: set[asyncio.Task[None]] = set()
         self._failures: dict[str, int] = {}
 
@@ -60,7 +74,7 @@ class Login:
             connection.refuse(packets.BAD_CLIENT_ID, "bad_client_id", "no client id [MQTT-3.1.3-8]")
         elif connect.will is not None and connect.will.topic.startswith("$"):
             connection.refuse(packets.NOT_AUTHORISED, "not_authorised", "its will begins with $ (4.7.2)")
-        elif self._passwords is None and not asks:
+        elif self._passwords is None and self._credentials is None and not asks:
             # Nobody has a password here, so a name claims nothing.
             self._admit_anonymous(connection, connect)
         elif connect.username is None and not asks:
@@ -77,7 +91,7 @@ class Login:
             task.add_done_callback(self._checked)
 
     def _admit_anonymous(self, connection: Connection, connect: packets.Connect) -> None:
-        if self._config.allow_anonymous and self._local:
+        if self._anonymous:
             self._admit(connection, connect, None, EVERYTHING)
         else:
             connection.refuse(packets.NOT_AUTHORISED, "not_authorised", "a user name is required")
@@ -96,7 +110,11 @@ class Login:
 
     async def _check(self, connection: Connection, connect: packets.Connect) -> None:
         try:
-            found = await self._identify(connection, connect)
+            try:
+                found = await self._identify(connection, connect)
+            except BridgeError as error:
+                connection.refuse(packets.UNAVAILABLE, "unavailable", f"user {connect.username!r}: {error}")
+                return
             if connection.closed_by is not None:
                 return
             if found is None:
@@ -110,15 +128,17 @@ class Login:
     async def _identify(self, connection: Connection, connect: packets.Connect) -> tuple[str | None, Rights] | None:
         """Who a client is and what it may do; None if its password is wrong."""
         name, password = connect.username, connect.password or b""
-        plugins = self._plugins
-        if (
-            plugins is None
-            or not plugins.authenticates
-            or (self._passwords is not None and self._passwords.knows(name))
-        ):
-            if self._passwords is None or name is None:
+        if self._credentials is not None and name is not None:
+            accepted = await self._credentials.check(name, password)
+            if accepted is not None:
+                return (name, rights_of(Role.DEVICE, name, self._topics)) if accepted else None
+        passwords, plugins = self._passwords, self._plugins
+        if plugins is None or not plugins.authenticates or (passwords is not None and passwords.knows(name)):
+            if passwords is None:
+                return (None, EVERYTHING) if self._anonymous else None  # nobody knows that name: it claims nothing
+            if name is None:
                 return None
-            user = await self._passwords.check(name, password)
+            user = await passwords.check(name, password)
             return None if user is None else (name, rights_of(user.role, name, self._topics))
         guest = plugins.guest_of(connect, connection.address)
         if not await plugins.authenticate(guest):

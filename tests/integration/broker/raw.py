@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from bridge.broker.broker import BrokerConfig, EmbeddedBroker
+from bridge.broker.login import Credentials
 from bridge.broker.packets import remaining_length
 from bridge.messages import Link, Message
 from bridge.receipts import Ledger, Outcome, Receipt
@@ -227,11 +228,14 @@ async def until(check: Callable[[], Any], what: str) -> Any:
 
 @asynccontextmanager
 async def running(
-    store: SessionStore | None = None, clock: Callable[[], float] = time.time, **config: Any
+    store: SessionStore | None = None,
+    clock: Callable[[], float] = time.time,
+    credentials: Credentials | None = None,
+    **config: Any,
 ) -> AsyncIterator[House]:
     """A broker that must have nothing left when it has stopped."""
     desk = Desk()
-    broker = EmbeddedBroker(BrokerConfig(**{"port": 0, **config}), Topics(), Ledger(), desk, store, clock)
+    broker = EmbeddedBroker(BrokerConfig(**{"port": 0, **config}), Topics(), Ledger(), desk, store, clock, credentials)
     await broker.restore()
     await broker.start()
     house = House(broker, desk)

@@ -10,7 +10,7 @@ import argon2
 import pytest
 
 from bridge.broker.access import Role
-from bridge.errors import StartError
+from bridge.errors import StartError, StorageUnavailableError
 from tests.integration.broker.raw import (
     ACCEPTED,
     RESUMED,
@@ -24,6 +24,7 @@ from tests.integration.broker.raw import (
 )
 
 BAD_CREDENTIALS, NOT_AUTHORISED, BAD_CLIENT_ID = b"\x20\x02\x00\x04", b"\x20\x02\x00\x05", b"\x20\x02\x00\x02"
+UNAVAILABLE = b"\x20\x02\x00\x03"
 QUICK = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
@@ -61,6 +62,47 @@ async def test_passwords(users: Path, name: str | None, password: str | None, an
         else:
             await raw.closed()
             assert not house.broker.clients.sessions
+
+
+class Kept:
+    """Credentials of one device, `fridge-7` (password frost), as a database would keep them."""
+
+    def __init__(self) -> None:
+        self.away = False
+
+    async def check(self, username: str, password: bytes) -> bool | None:
+        """As `Credentials` says."""
+        if self.away:
+            raise StorageUnavailableError("the database is away")
+        return password == b"frost" if username == "fridge-7" else None
+
+
+async def test_kept_credentials_are_asked_before_the_password_file(users: Path) -> None:
+    """And who is not known there may still be a user of the file."""
+    kept = Kept()
+    async with running(credentials=kept, password_file=users, allow_anonymous=False) as house:
+        client = await house.client("c", username="fridge-7", password="frost")
+        client.send(subscribe(("devices/fridge-7/ping", 0), ("#", 0)))
+        await client.expect(suback(0, 0x80))  # a device, with a device's rights
+        await house.client("o", username="olga", password="boss")
+        for name, password in (("fridge-7", "cold"), ("fridge-7", None), ("nobody", "frost")):
+            raw = await house.raw()
+            raw.send(connect("d", username=name, password=password))
+            await raw.closed(BAD_CREDENTIALS)
+        kept.away = True
+        raw = await house.raw()
+        raw.send(connect("d", username="fridge-7", password="frost"))
+        await raw.closed(UNAVAILABLE)
+
+
+async def test_a_name_that_nobody_knows_claims_nothing_where_anonymous_clients_may_come() -> None:
+    async with running(credentials=Kept()) as house:
+        client = await house.client("c", username="somebody", password="x")
+        client.send(subscribe(("#", 0)))
+        await client.expect(suback(0))
+        raw = await house.raw()
+        raw.send(connect("d", username="fridge-7", password="x"))
+        await raw.closed(BAD_CREDENTIALS)
 
 
 async def test_what_follows_connect_waits_for_the_password(users: Path) -> None:
