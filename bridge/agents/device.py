@@ -8,13 +8,13 @@ import msgspec
 
 from bridge.agents.agent import Agent
 from bridge.agents.book import CommandBook, Host
+from bridge.agents.liveness import Liveness
 from bridge.agents.services import Services
 from bridge.commands import decode_request, decode_response, new_command
 from bridge.errors import RefusedError
 from bridge.messages import Kind, Link, Message
-from bridge.presence import Presence, Status, Transition
+from bridge.presence import Presence, Status
 from bridge.readings import Reading, decode
-from bridge.receipts import Outcome
 from bridge.storage.devices import DeviceSnapshot
 
 MAX_STREAMS: Final = 64
@@ -37,12 +37,7 @@ class _State(msgspec.Struct):
     streams: dict[str, tuple[float, msgspec.Raw]] = {}
 
 
-class _Pong(msgspec.Struct):
-    id: str = ""
-
-
 _states: Final = msgspec.json.Decoder(_State)
-_pongs: Final = msgspec.json.Decoder(_Pong)
 
 
 @final
@@ -51,8 +46,8 @@ class Device:
     the mailbox, so that a database that is away stops neither pings nor presence."""
 
     __slots__ = (
-        "_agent", "_changed", "_counted_as", "_host", "_links", "_save_at", "_services", "commands", "first_seen", "id",
-        "messages", "presence", "profile", "round_trip", "streams",
+        "_agent", "_changed", "_host", "_save_at", "_services", "commands", "first_seen", "id", "liveness", "messages",
+        "profile", "streams",
     )  # fmt: skip
 
     def __init__(self, device_id: str, snapshot: DeviceSnapshot | None, services: Services, host: Host) -> None:
@@ -60,29 +55,27 @@ class Device:
         self.id = device_id
         self._services = services
         self._host = host
-        self._links: dict[Link, bool] = {}
         self._save_at = 0.0
         self.commands: CommandBook | None = None
-        self.round_trip: float | None = None
         self.streams: dict[str, Latest] = {}
         if snapshot is None:
             now = services.clock()
             self.profile = "default"
             self.first_seen = now
             self.messages = 0
-            self.presence = Presence(heard_at=now)
+            presence = Presence(heard_at=now)
             self._changed = True
             services.census.devices[Status.UNKNOWN.value] += 1
         else:
             self.profile = snapshot.profile
             self.first_seen = snapshot.first_seen
             self.messages = snapshot.messages
-            self.presence = Presence(Status(snapshot.status), snapshot.epoch, snapshot.last_seen)
+            presence = Presence(Status(snapshot.status), snapshot.epoch, snapshot.last_seen)
             self._changed = False
             if snapshot.state:
                 streams = _states.decode(snapshot.state).streams
                 self.streams = {name: Latest(ts, bytes(values).decode()) for name, (ts, values) in streams.items()}
-        self._counted_as = self.presence.status
+        self.liveness = Liveness(self, presence, services, host)
         self._agent = self._new_agent()
 
     # ------------------------------------------------------------------ messages
@@ -91,7 +84,7 @@ class Device:
         """Handle one message from the broker. Raises RefusedError when it cannot be accepted as it is."""
         address = message.address
         if address.from_device:
-            self._heard(message.received_at)
+            self.liveness.heard(message.received_at)
         match address.kind:
             case Kind.TELEMETRY:
                 self._record(message, address.stream)
@@ -100,7 +93,7 @@ class Device:
             case Kind.RESPONSE:
                 self._take_response(message)
             case Kind.PONG:
-                self._take_pong(message)
+                self.liveness.take_pong(message)
             case Kind.COMMAND:
                 self._accept_command(message)
             case Kind.DESIRED | Kind.REPORTED:
@@ -138,15 +131,6 @@ class Device:
             latest.ts = ts
             latest.payload = payload
 
-    def _take_pong(self, message: Message) -> None:
-        try:
-            _pongs.decode(message.payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RefusedError("bad_pong", f"a pong is {{id}}: {error}") from error
-        if self.presence.pinged_at:
-            self.round_trip = message.received_at - self.presence.pinged_at
-        message.receipt.settle(Outcome.COMMITTED)
-
     def _accept_command(self, message: Message) -> None:
         rules = self._services.rules
         request = decode_request(message.payload)
@@ -162,55 +146,17 @@ class Device:
 
     def attached(self, link: Link, *, listening: bool) -> None:
         """A connection speaks for the device; `listening`: it has subscribed to what is meant for the device."""
-        newly_listening = listening and not self._links.get(link, False)
-        self._links[link] = listening or self._links.get(link, False)
-        now = self._services.clock()
-        self._transition(self.presence.heard(now, "connect"))
-        self._host.call_before(self.presence.next_check(self._services.rules.ping_interval))
-        if newly_listening and self.commands is not None:
-            self.commands.send_waiting(now)
+        if self.liveness.attached(link, listening=listening) and self.commands is not None:
+            self.commands.send_waiting(self._services.clock())
 
     def detached(self, link: Link, cause: str) -> None:
         """A connection that spoke for the device is gone."""
-        if self._links.pop(link, None) is None or self._links:
-            return
-        self._transition(self.presence.gone(self._services.clock(), cause))
+        self.liveness.detached(link, cause)
 
     @property
     def listening(self) -> bool:
         """Whether the device can be sent something now."""
-        return any(self._links.values())
-
-    def _heard(self, at: float) -> None:
-        presence = self.presence
-        if presence.status is Status.ONLINE:
-            presence.heard_at = at
-            presence.misses = 0
-        elif self._links:
-            self._transition(presence.heard(at))
-        else:
-            # Its connection is closed already: the message is late, the device is still gone.
-            presence.heard_at = at
-
-    def _transition(self, transition: Transition | None) -> None:
-        if transition is None:
-            return
-        status, cause, epoch, at = transition
-        services = self._services
-        census = services.census
-        census.transitions += 1
-        census.devices[status.value] += 1
-        census.devices[self._counted_as.value] -= 1
-        self._counted_as = status
-        services.writer.add_presence(self.id, epoch, status.value, cause, at)
-        body = {"status": status.value, "cause": cause, "epoch": epoch, "at": at}
-        services.publish_json(self.id, "presence", body, qos=1, retain=True)
-        self.save()  # in the same batch as the transition, so that no epoch is ever given twice
-
-    def _ping(self, now: float) -> None:
-        rules = self._services.rules
-        self._transition(self.presence.pinged(now, rules.ping_misses))
-        self._services.publish_json(self.id, "ping", {"id": format(int(now * 1000), "x")})
+        return self.liveness.listening
 
     # ------------------------------------------------------------------ commands
 
@@ -226,9 +172,7 @@ class Device:
     def tick(self) -> None:
         """Do what is due by now."""
         now = self._services.clock()
-        rules = self._services.rules
-        if self._links and self.presence.ping_due(now, rules.ping_interval):
-            self._ping(now)
+        self.liveness.tick(now)
         if self.commands is not None:
             self.commands.expire(now)
         if self._changed and now >= self._save_at:
@@ -237,9 +181,7 @@ class Device:
 
     def next_check(self) -> float:
         """When `tick` is wanted next, in Unix seconds; infinity if nothing can be due."""
-        due = float("inf")
-        if self._links:
-            due = self.presence.next_check(self._services.rules.ping_interval)
+        due = self.liveness.next_check()
         if self.commands is not None:
             due = min(due, self.commands.next_deadline)
         if self._changed:
@@ -249,19 +191,20 @@ class Device:
     @property
     def forgettable(self) -> bool:
         """Whether the stored state is all there is to know, so that the device may leave memory."""
-        return not (self._links or self._changed or (self.commands is not None and self.commands.open))
+        return not (self.liveness.connected or self._changed or (self.commands is not None and self.commands.open))
 
     def snapshot(self) -> DeviceSnapshot:
         """The state as it is stored."""
         state = _State({name: (latest.ts, msgspec.Raw(latest.payload)) for name, latest in self.streams.items()})
+        presence = self.liveness.presence
         return DeviceSnapshot(
             device_id=self.id,
             profile=self.profile,
             first_seen=self.first_seen,
-            last_seen=self.presence.heard_at,
+            last_seen=presence.heard_at,
             messages=self.messages,
-            status=self.presence.status.value,
-            epoch=self.presence.epoch,
+            status=presence.status.value,
+            epoch=presence.epoch,
             state=msgspec.json.encode(state).decode(),
         )
 

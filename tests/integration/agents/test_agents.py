@@ -172,7 +172,7 @@ async def test_a_silent_device_is_pinged_and_falls_silent_only_without_an_answer
         assert statuses == (["online"] if answered else ["online", "silent"])
         device = built.router.find("d1")
         assert device is not None
-        assert (device.round_trip is not None) is answered
+        assert (device.liveness.round_trip is not None) is answered
 
 
 async def test_presence_follows_the_last_connection_and_epochs_survive_a_restart(url: str) -> None:
