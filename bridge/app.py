@@ -29,6 +29,8 @@ from bridge.settings import Settings
 from bridge.storage import migrate as schema
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
+from bridge.storage.retention import Keep, Retention
+from bridge.storage.rollups import Rollups
 from bridge.storage.sessions import SessionStore
 from bridge.storage.writer import Writer
 from bridge.topics import Topics
@@ -134,8 +136,11 @@ class Bridge:
             batch_wait=settings.writer.batch_wait,
             capacity=settings.writer.capacity,
         )
+        self.retention = Retention(self.database, Keep(**settings.retention.model_dump()), time.time)
+        await self.retention.prepare()
         await self.writer.start()
         undo.push_async_callback(self.writer.stop, grace)
+        self.rollups = Rollups(self.database, lambda: self.writer.congested)
 
         topics = Topics(settings.topic_root)
         self.services = Services(
@@ -163,9 +168,13 @@ class Bridge:
         self.parts = [
             self.writer.task,
             self.http.start(),
-            asyncio.create_task(self.pulse.run(), name="pulse"),
+            *(
+                asyncio.create_task(part.run(), name=type(part).__name__.lower())
+                for part in (self.pulse, self.retention, self.rollups)
+            ),
         ]
-        undo.callback(self.parts[-1].cancel)
+        for part in self.parts[2:]:
+            undo.push_async_callback(_end, part)
         undo.push_async_callback(self.http.stop)
         instruments.install(self)
 
@@ -226,6 +235,11 @@ class Bridge:
             "ledger": self.ledger.as_dict(),
             "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
         }
+
+
+async def _end(part: asyncio.Task[Any]) -> None:
+    part.cancel()
+    await asyncio.wait([part])
 
 
 def _rules(settings: Settings) -> Rules:

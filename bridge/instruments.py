@@ -31,6 +31,13 @@ def install(bridge: Bridge) -> None:
     metrics.gauge("bridge_writer_pending", "Rows and changes that wait for a commit.", lambda: writer.pending)
     metrics.counter("bridge_writer_batches", "Committed batches.", lambda: writer.stats.batches)
     metrics.counter("bridge_writer_rows", "Committed rows.", lambda: writer.stats.rows)
+    metrics.counter("bridge_rollup_rows", "Committed rows that are rolled up.", lambda: bridge.rollups.rows)
+    metrics.counter(
+        "bridge_rollup_skipped", "Rows of which the database made no numbers.", lambda: bridge.rollups.skipped
+    )
+    metrics.counters(
+        "bridge_rows_pruned", "Rows deleted because of their age.", "table", lambda: bridge.retention.deleted
+    )
     metrics.gauges(
         "bridge_loop_lag_seconds", "How late the event loop was in the last minute.", "quantile",
         lambda: {"0.5": bridge.pulse.lag(0.5), "0.99": bridge.pulse.lag(0.99)},

@@ -26,6 +26,7 @@ from bridge.settings.sections import (
     Http,
     Log,
     Mqtt,
+    Retention,
     Seconds,
     Section,
     Writer,
@@ -63,6 +64,7 @@ class Settings(BaseSettings):
     writer: Writer = Writer()
     agent: Agent = Agent()
     command: CommandSection = CommandSection()
+    retention: Retention = Retention()
     log: Log = Log()
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
 
 
@@ -155,6 +156,18 @@ class CommandSection(Section):
 
     ttl: Seconds = Field(60.0, description="Seconds until a command expires that does not say so itself.")
     max_ttl: Seconds = Field(86_400.0, description="Longest ttl in seconds that a command may ask for.")
+
+
+class Retention(Section):
+    """For how many days things are kept; 0 keeps them for ever."""
+
+    telemetry: Days = Field(0.0, description="Days that readings and events are kept, counted from their receipt.")
+    minutes: Days = Field(90.0, description="Days that rollups by minute (count, min, max, sum, last) are kept.")
+    hours: Days = Field(0.0, description="Days that rollups by hour are kept.")
+    presence: Days = Field(90.0, description="Days that changes of presence are kept.")
+    commands: Days = Field(90.0, description="Days that finished commands and their steps are kept.")
+    dead_letters: Days = Field(30.0, description="Days that dead letters are kept.")
+    dead_letters_max: int = Field(10_000, ge=0, description="Dead letters kept at most, the newest; 0 for any number.")
 
 
 class Log(Section):

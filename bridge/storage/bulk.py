@@ -48,7 +48,12 @@ class Insert:
         ]
         arrays = ", ".join(f"${i}::{_postgres_type(table.c[c])}[]" for i, c in enumerate(columns, 1))
         values = ", ".join(f"u.{c}::json" if table.c[c].type is tables.JSON else f"u.{c}" for c in columns)
-        self._postgres: Final = f"{head} SELECT {values} FROM unnest({arrays}) AS u({names}) {conflict}"  # noqa: S608 - our own tables and columns
+        rows = f"unnest({arrays}) AS u({names})"
+        self._postgres: Final = (
+            _telemetry_on_postgres(head, values, rows)
+            if table is tables.telemetry
+            else f"{head} SELECT {values} FROM {rows} {conflict}"  # noqa: S608 - our own tables and columns
+        )
 
     def on_sqlite(self, connection: sqlite3.Connection, flat: list[Any]) -> int:
         """Insert the rows whose values follow each other in `flat`; returns how many the database took."""
@@ -66,6 +71,22 @@ class Insert:
         columns = tuple(flat[column :: self.width] for column in range(self.width))
         result = await connection.exec_driver_sql(self._postgres, columns)
         return result.rowcount
+
+
+def _telemetry_on_postgres(head: str, values: str, rows: str) -> str:
+    """Rows whose message id is known are left out; the others' message ids become known. One statement, so that a batch
+    without message ids pays nothing but a look at its nulls."""
+    return (
+        f"WITH u AS MATERIALIZED (SELECT * FROM {rows}), fresh AS ("  # noqa: S608 - our own tables and columns
+        "INSERT INTO message_ids SELECT device_id, stream, message_id, received_at FROM ("
+        "SELECT DISTINCT ON (device_id, stream, message_id) * FROM u WHERE message_id IS NOT NULL"
+        " ORDER BY device_id, stream, message_id, id) AS first"
+        " ON CONFLICT DO NOTHING RETURNING device_id, stream, message_id)"
+        f" {head} SELECT {values} FROM u WHERE u.message_id IS NULL UNION ALL"
+        f" SELECT {values} FROM (SELECT DISTINCT ON (device_id, stream, message_id) u.* FROM u"
+        " JOIN fresh USING (device_id, stream, message_id)"
+        " ORDER BY device_id, stream, message_id, id) AS u ON CONFLICT DO NOTHING"
+    )
 
 
 def _postgres_type(column: Column[Any]) -> str:

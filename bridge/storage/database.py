@@ -31,6 +31,9 @@ RETRY_FOR: Final = 5.0
 _TAKEOVER_FOR: Final = 3.0
 """Seconds that a start waits for the lock: a PostgreSQL server needs a moment to see that a killed bridge is gone."""
 
+MAINTENANCE_LOCK: Final = 1.0
+"""Seconds that housekeeping waits for a lock on PostgreSQL: who waits for a table holds up those who come after."""
+
 _GOODBYE: Final = 1.0
 """Seconds for closing each of the two pools."""
 
@@ -153,6 +156,25 @@ class Database:
                 return await fn(connection)
 
         return await self._retrying(once)
+
+    async def maintain(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `fn` in one transaction beside the writer's: housekeeping that nobody waits for. One attempt.
+
+        On PostgreSQL it has a connection of the pool and waits at most MAINTENANCE_LOCK seconds for a lock; SQLite has
+        one writer at a time, so there `fn` must be short: the next batch waits for it.
+        """
+
+        async def beside() -> T:
+            async with self._readers.begin() as connection:
+                await connection.execute(text("SET TRANSACTION READ WRITE"))
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{MAINTENANCE_LOCK:g}s'"))
+                return await fn(connection)
+
+        async def between() -> T:
+            async with self.transaction() as connection:
+                return await fn(connection)
+
+        return await self.attempt(beside if self.dialect == "postgresql" else between)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:

@@ -65,10 +65,13 @@ devices: Final = Table(
     Column("state", JSON),
 )
 
+# On PostgreSQL partitioned by day of `received_at` (see partitions), which is part of its primary key there; what makes
+# a message a duplicate is then `message_ids`, because an index that is unique over all partitions cannot be had.
 telemetry: Final = Table(
     "telemetry",
     metadata,
-    # Given by the writer before the insert, so that a batch whose COMMIT answer was lost can be sent again.
+    # Given by the writer before the insert, so that a batch whose COMMIT answer was lost can be sent again. Grows in
+    # the order of the commits: who has seen an id has seen all that are smaller.
     Column("id", ROW_ID, primary_key=True, autoincrement=False),
     Column("device_id", Text, nullable=False),
     Column("stream", Text, nullable=False),
@@ -86,6 +89,50 @@ telemetry: Final = Table(
         sqlite_where=text("message_id IS NOT NULL"),
         postgresql_where=text("message_id IS NOT NULL"),
     ),
+)
+
+message_ids: Final = Table(
+    "message_ids",
+    metadata,
+    # PostgreSQL only.
+    Column("device_id", Text, primary_key=True),
+    Column("stream", Text, primary_key=True),
+    Column("message_id", Text, primary_key=True),
+    Column("received_at", Double, nullable=False),
+    Index("message_ids_received_at", "received_at"),
+)
+
+
+def _rollup(name: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("device_id", Text, primary_key=True),
+        Column("stream", Text, primary_key=True),
+        # A number at the top level of the payload.
+        Column("field", Text, primary_key=True),
+        # Unix seconds of the beginning.
+        Column("start", BigInteger, primary_key=True, autoincrement=False),
+        Column("count", BigInteger, nullable=False),
+        Column("min", Double, nullable=False),
+        Column("max", Double, nullable=False),
+        Column("sum", Double, nullable=False),
+        Column("last_ts", Double, nullable=False),
+        Column("last", Double, nullable=False),
+        Index(f"{name}_start", "start"),
+        sqlite_with_rowid=False,
+    )
+
+
+telemetry_minute: Final = _rollup("telemetry_minute")
+telemetry_hour: Final = _rollup("telemetry_hour")
+
+cursors: Final = Table(
+    "cursors",
+    metadata,
+    # How far a reader of committed rows has come: rollups, sinks.
+    Column("name", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),
 )
 
 commands: Final = Table(
@@ -140,6 +187,7 @@ presence: Final = Table(
     Column("status", Text, nullable=False),
     Column("cause", Text, nullable=False),
     Column("at", Double, nullable=False),
+    Index("presence_at", "at"),
 )
 
 dead_letters: Final = Table(
