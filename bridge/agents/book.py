@@ -23,6 +23,9 @@ log = structlog.get_logger(__name__)
 MAX_OPEN: Final = 1_000
 """Unfinished commands of one device; further ones are refused."""
 
+LISTENING: Final = "device_listening"
+"""Why a command is sent: the device is there."""
+
 Accepted = tuple[Command, bool]
 T = TypeVar("T")
 
@@ -82,8 +85,22 @@ class CommandBook:
         if len(self.open) >= MAX_OPEN:
             raise RefusedError("too_many_commands", f"{self._device.id} has {MAX_OPEN} unfinished commands")
 
+        at_once = self._device.listening
+        now = self._services.clock()
+
         async def insert(connection: AsyncConnection) -> Accepted:
-            return await stored.insert_command(connection, command, cause)
+            accepted = await stored.insert_command(connection, command, cause)
+            if at_once and accepted[1]:
+                # Both steps in one commit: it is what the operator waits for.
+                await stored.advance_command(
+                    connection,
+                    command.command_id,
+                    expected=PREDECESSORS[CommandStatus.SENT],
+                    status=CommandStatus.SENT,
+                    at=now,
+                    cause=LISTENING,
+                )
+            return accepted
 
         def inserted(accepted: Accepted) -> None:
             command, created = accepted
@@ -91,7 +108,12 @@ class CommandBook:
                 self.open[command.command_id] = command
                 self._host.call_before(command.expires_at)
                 self._announce(command, cause)
-                if self._device.listening:
+                if at_once:
+                    command.status = CommandStatus.SENT
+                    command.updated_at = now
+                    self._announce(command, LISTENING)
+                    self._publish_request(command)
+                elif self._device.listening:
                     self._send(command)
             if done is not None and not done.done():
                 done.set_result(accepted)
@@ -128,7 +150,7 @@ class CommandBook:
                 self._publish_request(command)
 
     def _send(self, command: Command) -> None:
-        self._advance(command, CommandStatus.SENT, "device_listening", then=partial(self._publish_request, command))
+        self._advance(command, CommandStatus.SENT, LISTENING, then=partial(self._publish_request, command))
 
     def _publish_request(self, command: Command) -> None:
         if command.expires_at <= self._services.clock():

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Final, final
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.agents.device import Device
 from bridge.agents.limits import Limit
@@ -269,8 +268,4 @@ class Cell:
                 self._forget(self)
 
         # What was handed to the writer must be stored before the next message may read it back.
-        self._services.writer.submit(_nothing).add_done_callback(committed)
-
-
-async def _nothing(_connection: AsyncConnection) -> None:
-    """A change that changes nothing: its future says that everything before it is committed."""
+        self._services.writer.barrier().add_done_callback(committed)

@@ -142,7 +142,7 @@ class Router:
             forgotten = await stored_devices.forget_presence(connection, now)
             return forgotten, await stored_devices.count_by_status(connection)
 
-        forgotten, counts = await services.writer.submit(recover)
+        forgotten, counts = await services.writer.add_change(recover)
         services.census.devices = Counter(counts)
         for device_id, epoch in forgotten:
             body = {"status": Status.UNKNOWN.value, "cause": "restart", "epoch": epoch, "at": now}

@@ -108,7 +108,7 @@ Entry = Receipt | Work | None
 class Batch:
     """What goes into one transaction, in the order in which it was handed over."""
 
-    __slots__ = ("buried", "duplicates", "once", "opened_at", "order", "refusal", "rows", "size", "work")
+    __slots__ = ("buried", "duplicates", "once", "opened_at", "order", "refusal", "rows", "size", "then", "work")
 
     def __init__(self) -> None:
         self.opened_at = 0.0
@@ -128,6 +128,8 @@ class Batch:
         """Why the only entry of this batch was not stored."""
         self.buried = False
         """Whether a dead letter is stored in its place."""
+        self.then: list[Callable[[Exception | None], None]] = []
+        """Called when the batch is committed, or with the error when it is abandoned. Must not raise."""
 
     def add(self, work: Work) -> None:
         """Take over anything but a single reading, whose way is too short for a call (see Writer.add_reading)."""
@@ -278,6 +280,8 @@ class Batch:
                 entry.future.set_exception(error)
             if receipt is not None and receipt.outcome is None:
                 _settle(receipt, Outcome.RETRY)
+        for then in self.then:
+            then(error)
 
 
 def _device_row(device: DeviceSnapshot) -> tuple[Any, ...]:

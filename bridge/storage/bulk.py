@@ -123,8 +123,9 @@ INBOUND_ONCE: Final = Insert(tables.inbound_once, ("client_id", "packet_id"), "O
 DEVICES: Final = Insert(
     tables.devices,
     ("device_id", "profile", "first_seen", "last_seen", "messages", "status", "epoch", "state"),
-    # A snapshot may be older than the last transition: status and epoch never go back.
-    "ON CONFLICT (device_id) DO UPDATE SET profile = excluded.profile, first_seen = excluded.first_seen,"
+    # A snapshot may be older than the last transition: status and epoch never go back. And older than a change of the
+    # profile, which overtakes it: that column is the registry's.
+    "ON CONFLICT (device_id) DO UPDATE SET first_seen = excluded.first_seen,"
     " last_seen = excluded.last_seen, messages = excluded.messages, state = excluded.state,"
     " status = CASE WHEN excluded.epoch >= devices.epoch THEN excluded.status ELSE devices.status END,"
     " epoch = CASE WHEN excluded.epoch >= devices.epoch THEN excluded.epoch ELSE devices.epoch END",

@@ -42,6 +42,7 @@ class Commit:
     ) -> None:
         self.parts = [batch]
         """The batch, or the pieces that it had to be taken apart into: as they stood at the last COMMIT."""
+        self.attempts = 0
         self._database = database
         self._batch = batch
         self._clock = clock
@@ -52,6 +53,7 @@ class Commit:
 
     async def attempt(self) -> None:
         """Try once. Raises StorageUnavailableError if it may go better later."""
+        self.attempts += 1
         try:
             await self._database.attempt(self._transaction)
         except StorageUnavailableError:

@@ -1,7 +1,7 @@
 """The broker's memory: kept sessions, their messages, retained messages, and QoS 2 identifiers not yet released.
 
-Everything that changes between two batches of the writer is gathered and goes into the next one as a single change.
-What is undone before that (a message that is stored and acknowledged at once) costs the database nothing.
+Everything that changes while a batch of the writer is filled is gathered and goes into it as a single change. What is
+undone before the batch is full (a message that is stored and acknowledged at once) costs the database nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ Key = tuple[str, int]
 
 @dataclass(slots=True)
 class _Changes:
-    """What has changed since the last change was handed to the writer. What is undone in here leaves no trace."""
+    """What has changed while one batch was filled. What is undone in here leaves no trace."""
 
     ended: set[str] = field(default_factory=set)
     saved: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -121,14 +121,18 @@ _MARK: Final = (
 @final
 class SessionStore:
     """Every method that changes something returns the same future for all that goes into one change: it is resolved
-    when that is durable. What is not waited for is durable with what is handed to the writer after it."""
+    when that is durable. All this stays in order with the writer's rows: what is not waited for is durable with what
+    is handed to the writer after it, and never before what was handed to it earlier, so that after a crash no retained
+    message tells of a presence that was not stored."""
 
     def __init__(self, database: Database, writer: Writer) -> None:
         self._database = database
         self._writer = writer
         self._changes = _Changes()
+        self._batch_number = -1
+        """The writer's batch that `_changes` belongs to."""
         self._stored: asyncio.Future[None] | None = None
-        """Of the change that `_changes` will be; None while there is nothing to store."""
+        """Of the change that `_changes` is; None when all is durable."""
 
     @property
     def stored(self) -> asyncio.Future[None] | None:
@@ -150,13 +154,14 @@ class SessionStore:
         now: float,
     ) -> asyncio.Future[None]:
         """Store a kept session as it is now."""
+        changes, stored = self._gather()
         encoded = msgspec.json.encode(subscriptions).decode()
-        self._changes.saved[client_id] = (client_id, username, encoded, absent_since or now, absent_since)
-        return self._note()
+        changes.saved[client_id] = (client_id, username, encoded, absent_since or now, absent_since)
+        return stored
 
     def end(self, client_id: str) -> asyncio.Future[None]:
         """Forget a session and all that belongs to it."""
-        changes = self._changes
+        changes, stored = self._gather()
         changes.saved.pop(client_id, None)
         for gathered in (changes.released, changes.taken, changes.removed):
             gathered.difference_update([key for key in gathered if key[0] == client_id])
@@ -165,13 +170,14 @@ class SessionStore:
         for key in [key for key in changes.marked if key[0] == client_id]:
             del changes.marked[key]
         changes.ended.add(client_id)
-        return self._note()
+        return stored
 
     # ------------------------------------------------------------------ messages to clients
 
     def add(self, client_id: str, message: Storable) -> asyncio.Future[None]:
         """Store a message that waits for a client."""
-        row = (
+        changes, stored = self._gather()
+        changes.added[client_id, message.seq] = (
             client_id,
             message.seq,
             message.topic.decode(),
@@ -182,78 +188,72 @@ class SessionStore:
             QUEUED,
             message.expires_at,
         )
-        self._changes.added[client_id, message.seq] = row
-        return self._note()
+        return stored
 
     def mark(self, client_id: str, message: Storable, packet_id: int) -> asyncio.Future[None]:
         """Store that a message is in flight under a packet identifier, or released by its receiver."""
+        changes, stored = self._gather()
         key = client_id, message.seq
         state = RELEASED if message.released else SENT
-        row = self._changes.added.get(key)
+        row = changes.added.get(key)
         if row is not None:
-            self._changes.added[key] = (*row[:6], packet_id, state, row[8])
+            changes.added[key] = (*row[:6], packet_id, state, row[8])
         else:
-            self._changes.marked[key] = packet_id, state
-        return self._note()
+            changes.marked[key] = packet_id, state
+        return stored
 
     def remove(self, client_id: str, seq: int) -> None:
         """A message has been delivered, or given up."""
+        changes, _ = self._gather()
         key = client_id, seq
-        self._changes.marked.pop(key, None)
-        if self._changes.added.pop(key, None) is None:
-            self._changes.removed.add(key)
-            self._note()
+        changes.marked.pop(key, None)
+        if changes.added.pop(key, None) is None:
+            changes.removed.add(key)
 
     # ------------------------------------------------------------------ messages from clients
 
     def take(self, client_id: str, packet_id: int) -> asyncio.Future[None]:
         """Store that a QoS 2 message has been taken over. (For the agents' messages the writer does that.)"""
-        self._changes.taken.add((client_id, packet_id))
-        return self._note()
+        changes, stored = self._gather()
+        changes.taken.add((client_id, packet_id))
+        return stored
 
     def release(self, client_id: str, packet_id: int) -> asyncio.Future[None]:
         """Forget a QoS 2 message that its sender has released."""
+        changes, stored = self._gather()
         key = client_id, packet_id
-        self._changes.taken.discard(key)
-        self._changes.released.add(key)
-        return self._note()
+        changes.taken.discard(key)
+        changes.released.add(key)
+        return stored
 
     # ------------------------------------------------------------------ retained messages
 
     def retain(self, topic: str, payload: bytes, qos: int, now: float) -> asyncio.Future[None]:
         """Store the last message of a topic; an empty one clears it."""
+        changes, stored = self._gather()
         if payload:
-            self._changes.cleared.discard(topic)
-            self._changes.retained[topic] = (topic, payload, qos, now)
+            changes.cleared.discard(topic)
+            changes.retained[topic] = (topic, payload, qos, now)
         else:
-            self._changes.retained.pop(topic, None)
-            self._changes.cleared.add(topic)
-        return self._note()
+            changes.retained.pop(topic, None)
+            changes.cleared.add(topic)
+        return stored
 
     # ------------------------------------------------------------------ into the writer
 
-    def _note(self) -> asyncio.Future[None]:
-        if self._stored is not None:
-            return self._stored
-        taken_out: list[_Changes] = []
-
-        async def change(connection: AsyncConnection) -> None:
-            # It may be called again, and must do the same again: what is gathered from now on is another change.
-            if not taken_out:
-                taken_out.append(self._changes)
-                self._changes = _Changes()
-                self._stored = None
-            await taken_out[0].execute(connection)
-
-        self._stored = self._writer.submit(change)
-        self._stored.add_done_callback(self._finished)
-        return self._stored
+    def _gather(self) -> tuple[_Changes, asyncio.Future[None]]:
+        """What the batch that is being filled will change, and the future of it."""
+        stored = self._stored
+        if stored is None or self._batch_number != self._writer.batch_number:
+            self._changes = _Changes()
+            self._batch_number = self._writer.batch_number
+            self._stored = stored = self._writer.add_change(self._changes.execute)
+            stored.add_done_callback(self._finished)
+        return self._changes, stored
 
     def _finished(self, stored: asyncio.Future[None]) -> None:
         if self._stored is stored:
-            # It was given up before it was tried: the bridge stops.
             self._stored = None
-            self._changes = _Changes()
         if not stored.cancelled():
             stored.exception()  # whoever waits for it has been told; nobody need have waited
 

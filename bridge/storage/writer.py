@@ -1,8 +1,12 @@
 """The group-committing writer: everything durable goes through it, in batches, one transaction each.
 
 While one batch is being committed the next one fills, so the more there is to do, the larger the batches and the less
-each row costs. A receipt is settled, and a future resolved, after COMMIT has returned, in hand-over order, and never
-before.
+each row costs. A receipt is settled, and a future resolved, after COMMIT has returned, and never before.
+
+There are two lanes. Rows (readings, snapshots, presence, dead letters), and changes that must stay in order with them,
+go the one way; free changes (commands, twins, the registry) go the other, and overtake the rows that wait: an operator
+does not wait for what the sensors have sent before. Each lane is committed in hand-over order. Neither starves the
+other: while both have something, they take turns, and a commit of either is kept short (see `Pace`).
 """
 
 from __future__ import annotations
@@ -25,11 +29,21 @@ from bridge.storage.commit import Commit
 from bridge.storage.database import Database, backoff
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.devices import DeviceSnapshot
+from bridge.storage.lane import Lane, Pace
 from bridge.storage.tables import commit_marks, dead_letters, telemetry
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+LEAST_ROWS: Final = 64
+"""A batch may always hold so many rows: in smaller ones the commit costs more than the rows."""
+FIRST_ROWS: Final = 512
+"""Rows per batch until the first commits are measured."""
+LEAST_CHANGES: Final = 8
+FIRST_CHANGES: Final = 16
+MOST_CHANGES: Final = 256
+"""Free changes per commit: each is one or more statements, and may be hundreds."""
 
 
 @final
@@ -54,8 +68,9 @@ class WriterStats:
 class Writer:
     """Owns the database's writing connection while it runs.
 
-    `batch_rows`: a batch is closed when it holds so much. `batch_wait`: or when its first row has waited so long, in
-    seconds; a batch that filled while another was committed does not wait.
+    `batch_rows`: a batch of rows is closed when it holds so much, or less, as the measured commits ask for.
+    `batch_wait`: or when its first row has waited so long, in seconds; a batch that filled while another was committed
+    does not wait, nor do free changes.
 
     `capacity`: with so much handed over and not committed it is `congested`, until only half of it is left. Nothing is
     refused above the mark: what has been read from a socket must go somewhere. Half, so that those who were held
@@ -81,16 +96,15 @@ class Writer:
         self.task: asyncio.Task[None]
         """Runs from `start` to `stop`. If it ends on its own, with an exception, nothing is committed any more."""
         self._database = database
-        self._batch_rows = batch_rows
         self._batch_wait = batch_wait
         self._clock = clock
         self._topic_of = topic_of
         self._loop: asyncio.AbstractEventLoop
         self._last_id = 0
-        self._batch = Batch()
-        self._closed: deque[Batch] = deque()
-        self._waiting = 0
-        """The size of the batches that are closed or being committed."""
+        self._rows = Lane(Pace(LEAST_ROWS, FIRST_ROWS, batch_rows))
+        self._changes = Lane(Pace(LEAST_CHANGES, FIRST_CHANGES, MOST_CHANGES))
+        self._last: Lane | None = None
+        """The lane of the last commit."""
         # How much may still be handed over before something is to be noticed: the one check of the hot path.
         self._room = 0
         self._wake: asyncio.Future[None] | None = None
@@ -100,7 +114,13 @@ class Writer:
     @property
     def pending(self) -> int:
         """Rows and changes handed over and not committed yet."""
-        return self._waiting + self._batch.size
+        return self._rows.pending + self._changes.pending
+
+    @property
+    def batch_number(self) -> int:
+        """Grows with every batch of rows that is closed: what is handed over in order under the same number is
+        committed together."""
+        return self._rows.closes
 
     # ------------------------------------------------------------------ life
 
@@ -127,10 +147,7 @@ class Writer:
             self.task.cancel()
             await asyncio.wait({self.task})
         self._stopped = True
-        left = [*self._closed, self._batch]
-        self._closed.clear()
-        self._batch = Batch()
-        self._waiting = 0
+        left = [*self._changes.clear(), *self._rows.clear()]
         self._room = 0
         count = sum(batch.size for batch in left)
         if count:
@@ -151,7 +168,7 @@ class Writer:
         receipt: Receipt | None,
     ) -> None:
         """Store one reading. `receipt` becomes COMMITTED, or DEDUPLICATED if `message_id` is known."""
-        batch = self._batch
+        batch = self._rows.open
         self._last_id = row_id = self._last_id + 1
         batch.rows += (row_id, device_id, stream, ts, received_at, message_id, payload)
         batch.order.append(receipt)
@@ -165,7 +182,7 @@ class Writer:
     def add_readings(self, rows: list[tuple[str, str, float, float, str | None, str]], receipt: Receipt | None) -> None:
         """Store the readings of one message, values as in `add_reading`. `receipt` becomes COMMITTED if any of them
         was new, else DEDUPLICATED."""
-        batch = self._batch
+        batch = self._rows.open
         row_id = self._last_id
         for row in rows:
             row_id += 1
@@ -187,55 +204,103 @@ class Writer:
         self._last_id += 1
         self._add(Letter(letter, self._last_id, receipt))
 
+    def add_change(
+        self,
+        change: Callable[[AsyncConnection], Awaitable[T]],
+        receipt: Receipt | None = None,
+        letter: DeadLetter | None = None,
+    ) -> asyncio.Future[T]:
+        """Run free statements in order with the rows: not committed before what was handed over earlier by any
+        `add_…` or `save_device`, nor after what comes later. Within a batch, rows come first, then changes in order.
+
+        For the future, the receipt and the letter see `submit`.
+        """
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._add(Change(change, receipt, letter, future))
+        return future
+
     def submit(
         self,
         change: Callable[[AsyncConnection], Awaitable[T]],
         receipt: Receipt | None = None,
         letter: DeadLetter | None = None,
     ) -> asyncio.Future[T]:
-        """Run free statements in the batch's transaction, after its rows and after the changes submitted before.
+        """Run free statements soon: after the changes submitted before, but ahead of rows that wait. (What must come
+        after them, as the deletion of a device, uses `add_change`.)
 
         The future has the result after the COMMIT; then `receipt` becomes COMMITTED. `change` may be called more than
         once (the transaction was lost, or another change failed in it), but its effect is committed once. It must
         ask nobody but the connection. If it raises, the rest of the batch is committed without it, the future has the
         exception, and the receipt becomes DEAD_LETTERED with `letter`'s topic, device and payload kept.
         """
+        if receipt is not None and receipt.once is not None:
+            # Its packet identifier must not become durable before the end of an earlier session of the same client,
+            # which would take it away.
+            return self.add_change(change, receipt, letter)
         future: asyncio.Future[T] = self._loop.create_future()
-        self._add(Change(change, receipt, letter, future))
+        lane = self._changes
+        lane.open.add(Change(change, receipt, letter, future))
+        if self._stopped:
+            self._abandon()
+        elif lane.open.size >= lane.pace.limit:
+            lane.close()
+        self._rouse()
+        self._make_room()
+        return future
+
+    def barrier(self) -> asyncio.Future[None]:
+        """Resolved when everything handed over so far is committed, in both lanes. StorageUnavailableError if the
+        writer stops before."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        left = 0
+
+        def committed(error: Exception | None) -> None:
+            nonlocal left
+            left -= 1
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            elif not left:
+                future.set_result(None)
+
+        left = sum(lane.after_all(committed) for lane in (self._changes, self._rows))
+        if not left:
+            future.set_result(None)
         return future
 
     def _add(self, work: Readings | Save | Transition | Letter | Change) -> None:
-        self._batch.add(work)
+        self._rows.open.add(work)
         self._room -= work.size
         if self._room <= 0:
             self._notice()
 
     def _notice(self) -> None:
         # Called for the first row of a batch, for a full batch, and when congestion begins.
-        batch = self._batch
+        lane = self._rows
         if self._stopped:
-            self._batch = Batch()
-            batch.abandon(_STOPPED)
+            self._abandon()
             return
-        if not batch.opened_at:
-            batch.opened_at = self._loop.time()
+        if not lane.open.opened_at:
+            lane.open.opened_at = self._loop.time()
             self._rouse()
-        if batch.size >= self._batch_rows:
-            self._close()
+        if lane.open.size >= lane.pace.limit:
+            lane.close()
             self._rouse()
-        if self.pending >= self.capacity:
-            self.congested = True
         self._make_room()
 
     def _make_room(self) -> None:
-        size = self._batch.size
-        room = self._batch_rows - size if size else 1
-        self._room = room if self.congested else min(room, max(1, self.capacity - self.pending))
+        # Sees to congestion, and to how many rows may come until the next look.
+        pending = self.pending
+        if pending >= self.capacity:
+            self.congested = True
+        size = self._rows.open.size
+        room = self._rows.pace.limit - size if size else 1
+        self._room = room if self.congested else min(room, max(1, self.capacity - pending))
 
-    def _close(self) -> None:
-        self._waiting += self._batch.size
-        self._closed.append(self._batch)
-        self._batch = Batch()
+    def _abandon(self) -> None:
+        for batch in (*self._changes.clear(), *self._rows.clear()):
+            batch.abandon(_STOPPED)
 
     def _rouse(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -244,34 +309,37 @@ class Writer:
     # ------------------------------------------------------------------ committing
 
     async def _run(self) -> None:
-        while await self._wait_for_batch():
-            if not self._closed:
-                self._close()
-                self._make_room()
-            # It stays in the queue until it is settled: `stop` finds it there if this task is cancelled.
-            batch = self._closed[0]
-            parts = await self._commit(batch)
-            self._closed.popleft()
-            self._waiting -= batch.size
+        while (lane := await self._next()) is not None:
+            # It stays in its lane until it is settled: `stop` finds it there if this task is cancelled.
+            batch = lane.first()
+            self._make_room()
+            parts = await self._commit(batch, lane.pace)
+            lane.done()
+            self._last = lane
             for part in parts:
                 part.settle()
+            for then in batch.then:
+                then(None)
             if self.congested and self.pending <= self.capacity // 2:
                 self.congested = False
                 if self.on_relief is not None:
                     self.on_relief()
             self._make_room()
 
-    async def _wait_for_batch(self) -> bool:
-        """Wait until a batch is due; False when the writer is to stop and there is none."""
-        while not self._closed:
-            if self._batch.size:
-                wait = self._batch.opened_at + self._batch_wait - self._loop.time()
-                if wait <= 0 or self._stopping:
-                    return True
-            elif self._stopping:
-                return False
-            else:
-                wait = None
+    async def _next(self) -> Lane | None:
+        """Wait until something is due, and say in which lane; None when the writer is to stop and nothing is left."""
+        rows, changes = self._rows, self._changes
+        while True:
+            wait: float | None = None
+            if rows.open.size:
+                wait = rows.open.opened_at + self._batch_wait - self._loop.time()
+            due = rows.full or (wait is not None and (wait <= 0 or self._stopping))
+            if changes.pending and not (due and self._last is changes):
+                return changes
+            if due:
+                return rows
+            if self._stopping:
+                return None
             self._wake = self._loop.create_future()
             timer = None if wait is None else self._loop.call_later(wait, self._rouse)
             try:
@@ -280,9 +348,8 @@ class Writer:
                 self._wake = None
                 if timer is not None:
                     timer.cancel()
-        return True
 
-    async def _commit(self, batch: Batch) -> list[Batch]:
+    async def _commit(self, batch: Batch, pace: Pace) -> list[Batch]:
         """Commit `batch`, however long it takes, and return its parts: itself, or when something in it was refused
         for good, pieces of which some have a `refusal`."""
         commit = Commit(self._database, batch, self._clock, self._topic_of, self._next_id)
@@ -294,7 +361,10 @@ class Writer:
         )
         await retrying(commit.attempt)
         stats = self.stats
-        stats.commit_seconds.append(self._loop.time() - started)
+        took = self._loop.time() - started
+        if commit.attempts == 1:
+            pace.measured(batch.size, took)
+        stats.commit_seconds.append(took)
         stats.batches += 1
         stats.rows += batch.size
         stats.last_batch = batch.size

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast, final
 
 import uvloop
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
@@ -39,10 +38,6 @@ AWAKE = 1000
 COLD_RATE = 1000
 """Cold starts per second."""
 AT_ONCE = 1000
-
-
-async def _nothing(_connection: AsyncConnection) -> None:
-    """A change that changes nothing: its future says that everything before it is committed."""
 
 
 class _NoLoader:
@@ -208,7 +203,7 @@ async def cold(seconds: float) -> list[dict[str, Any]]:
         state = '{"streams":{"default":[1764000000.0,{"temperature":18.0}]}}'
         for number in range(10 * count):
             writer.save_device(DeviceSnapshot(f"bench-{number:07d}", "default", now, now, 7, "online", 3, state))
-        await writer.submit(_nothing)
+        await writer.barrier()
         router = Router(_services(writer, DeviceLoader(database)))
         took = await _cold_starts(router, count)
         await router.stop(10.0)

@@ -17,7 +17,6 @@ from typing import Any
 
 import asyncpg
 import uvloop
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.receipts import Ledger, Receipt
 from bridge.storage import migrate
@@ -43,10 +42,6 @@ def readings() -> Iterator[Reading]:
         yield f"bench-{number % DEVICES:05d}", "default", at, at, None, payloads[number % 1000]
 
 
-async def _nothing(_connection: AsyncConnection) -> None:
-    """A change that changes nothing: its future says that everything before it is committed."""
-
-
 async def through_writer(writer: Writer, source: Iterator[Reading], seconds: float) -> float:
     """Rows per second from the first handed in to the last receipt settled."""
     ledger = Ledger()
@@ -62,7 +57,7 @@ async def through_writer(writer: Writer, source: Iterator[Reading], seconds: flo
             await relief.wait()
             relief.clear()
     async with asyncio.timeout(60):
-        await writer.submit(_nothing)
+        await writer.barrier()
     if ledger.committed != ledger.received:
         raise RuntimeError(f"not everything was committed: {ledger.as_dict()}")
     return ledger.committed / (time.perf_counter() - begin)

@@ -94,7 +94,7 @@ async def test_after_a_restart_whoever_was_there_is_unknown(
 ) -> None:
     for device_id, status in (("a", "online"), ("b", "silent"), ("c", "offline"), ("d", "unknown")):
         writer.save_device(DeviceSnapshot(device_id, status=status, epoch=4))
-    forgotten = await writer.submit(lambda connection: devices.forget_presence(connection, 99.5))
+    forgotten = await writer.add_change(lambda connection: devices.forget_presence(connection, 99.5))
     assert sorted(forgotten) == [("a", 5), ("b", 5)]
     counts = await database.read(devices.count_by_status)
     assert counts == {"unknown": 3, "offline": 1}

@@ -57,7 +57,7 @@ async def test_nothing_is_settled_before_the_commit(
 
     owner = Owner()
     add(writer, 1, Receipt(ledger, owner, qos=1))
-    held = writer.submit(hold)
+    held = writer.add_change(hold)
     await inserted.wait()
     assert await witness.rows("SELECT count(*) FROM telemetry") == [(0,)]
     assert owner.settled == []
@@ -83,7 +83,7 @@ async def test_receipts_are_settled_in_the_order_of_the_hand_over(database: Data
             case 2:
                 writer.add_dead_letter(DeadLetter(1.0, "t", None, "not_json", "", b""), receipt)
             case _:
-                writer.submit(nothing, receipt)
+                writer.add_change(nothing, receipt)
     await writer.stop(10.0)
     assert owner.settled == receipts
 
@@ -201,7 +201,8 @@ async def test_changes_run_in_order_after_the_rows_and_return_their_results(writ
         return "cleared"
 
     receipt = Receipt(ledger, qos=1)
-    before, cleared, after = writer.submit(readings), writer.submit(clear, receipt), writer.submit(readings)
+    changes = readings, clear, readings
+    before, cleared, after = (writer.add_change(change, receipt if change is clear else None) for change in changes)
     add(writer, 1, None)
     assert (await before, await cleared, await after) == (1, "cleared", 0)
     assert receipt.outcome is Outcome.COMMITTED
@@ -219,7 +220,7 @@ POISON: dict[str, Callable[[Writer, Receipt], Any]] = {
     "a missing value": lambda writer, receipt: writer.add_reading(
         "d1", "default", None, 1.0, None, "{}", receipt  # type: ignore[arg-type]  # what a mistake would hand over
     ),
-    "a change that raises": lambda writer, receipt: writer.submit(
+    "a change that raises": lambda writer, receipt: writer.add_change(
         refuse, receipt, DeadLetter(0.0, "t", "d1", "", "", b"{}")
     ),
 }  # fmt: skip
@@ -313,9 +314,9 @@ async def test_stop_commits_what_was_handed_over(database: Database, ledger: Led
     await writer.start()
     for number in range(250):
         add(writer, number, Receipt(ledger, qos=1))
-    future = writer.submit(nothing)
+    futures = writer.submit(nothing), writer.add_change(nothing), writer.barrier()
     await writer.stop(10.0)
-    assert future.done()
+    assert all(future.done() for future in futures)
     assert ledger.committed == 250
     assert await witness.rows("SELECT count(*) FROM telemetry") == [(250,)]
 
@@ -326,10 +327,11 @@ async def test_after_stop_everything_stays_with_its_sender(database: Database, l
     await writer.stop(5.0)
     receipt, other = Receipt(ledger, qos=1), Receipt(ledger, qos=1)
     add(writer, 1, receipt)
-    future = writer.submit(nothing, other)
+    futures = writer.submit(nothing, other), writer.add_change(nothing)
     assert (receipt.outcome, other.outcome) == (Outcome.RETRY, Outcome.RETRY)
-    with pytest.raises(StorageUnavailableError, match="stopping"):
-        await future
+    for future in futures:
+        with pytest.raises(StorageUnavailableError, match="stopping"):
+            await future
 
 
 async def test_a_batch_is_closed_by_size_without_waiting(database: Database, ledger: Ledger) -> None:
@@ -351,11 +353,11 @@ async def test_what_comes_during_a_commit_is_the_next_batch(database: Database) 
         started.set()
         await go_on.wait()
 
-    held = writer.submit(hold)
+    held = writer.add_change(hold)
     await started.wait()
     for number in range(500):
         add(writer, number, None)
-    last = writer.submit(nothing)
+    last = writer.add_change(nothing)
     go_on.set()
     await asyncio.gather(held, last)
     assert writer.stats.batches == 2

@@ -68,13 +68,13 @@ class PostgresWitness:
 
 
 async def nothing(_connection: AsyncConnection) -> None:
-    """A change that changes nothing: its future says that everything before it is committed."""
+    """A change that changes nothing."""
 
 
 async def committed(writer: Writer) -> None:
     """Return when everything handed over so far is committed; fail if it is not within 20 seconds."""
     async with asyncio.timeout(20.0):
-        await writer.submit(nothing)
+        await writer.barrier()
 
 
 async def eventually(check: Callable[[], bool], what: str, timeout: float = 10.0, interval: float = 0.005) -> None:

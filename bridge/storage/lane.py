@@ -1,0 +1,101 @@
+"""What waits for the writer: batches in the order of their hand-over, and how large one may become."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, final
+
+from bridge.storage.batch import Batch
+
+COMMIT_GOAL: Final = 0.010
+"""Seconds that one commit is to take: so long does what has just been handed over wait for the commit under way."""
+
+
+@final
+class Pace:
+    """How much goes into one commit, so that it takes about `COMMIT_GOAL` seconds. Pure: durations are passed in.
+
+    Where a commit takes longer than the goal even with nothing in it (a slow disk, a server far away), its contents
+    may take as long as the commit itself: half of what is possible is then still done.
+    """
+
+    __slots__ = ("_empty", "_least", "_most", "limit")
+
+    def __init__(self, least: int, first: int, most: int) -> None:
+        """The limit is never below `least` and never above `most`; it is `first` until something is measured."""
+        self._most = most
+        self._least = min(least, most)
+        self._empty = 0.0
+        self.limit = max(self._least, min(first, most))
+        """A batch is full when it holds so much."""
+
+    def measured(self, size: int, seconds: float) -> None:
+        """A commit with `size` rows and changes took `seconds`."""
+        if size * 4 <= self._least:
+            # Next to nothing in it: a moving average of what every commit costs.
+            self._empty += (seconds - self._empty) / 8
+        elif size * 2 >= self.limit:
+            # One commit that was held up (by a checkpoint, by a neighbour) must not undo what many have shown.
+            fitting = size * max(COMMIT_GOAL, 2 * self._empty) / max(seconds, 1e-6)
+            fitting = min(max(fitting, self.limit / 2), self.limit * 2)
+            self.limit = int(min(max(self.limit + (fitting - self.limit) / 4, self._least), self._most))
+
+
+@final
+class Lane:
+    """Batches that are committed one after the other: the open one, which is being filled, and those that are full."""
+
+    __slots__ = ("_closed", "_waiting", "closes", "open", "pace")
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace: Final = pace
+        self.open = Batch()
+        self.closes = 0
+        """How often the open batch has been closed: its number."""
+        self._closed: deque[Batch] = deque()
+        self._waiting = 0
+
+    @property
+    def pending(self) -> int:
+        """Rows and changes that are not committed yet."""
+        return self._waiting + self.open.size
+
+    @property
+    def full(self) -> bool:
+        """Whether a closed batch waits."""
+        return bool(self._closed)
+
+    def close(self) -> None:
+        """Begin a new batch."""
+        self._waiting += self.open.size
+        self._closed.append(self.open)
+        self.open = Batch()
+        self.closes += 1
+
+    def first(self) -> Batch:
+        """The batch to be committed next. It stays here until it is `done`."""
+        if not self._closed:
+            self.close()
+        return self._closed[0]
+
+    def done(self) -> None:
+        """The first batch is committed."""
+        self._waiting -= self._closed.popleft().size
+
+    def after_all(self, then: Callable[[Exception | None], None]) -> bool:
+        """Have `then` called when all that is here now is committed, with the error if it will not be. False, and no
+        call, if there is nothing."""
+        if not self.pending:
+            return False
+        batch = self.open if self.open.size else self._closed[-1]
+        batch.then.append(then)
+        return True
+
+    def clear(self) -> list[Batch]:
+        """Take out everything."""
+        left = [*self._closed, self.open]
+        self._closed.clear()
+        self._waiting = 0
+        self.open = Batch()
+        return left
