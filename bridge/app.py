@@ -149,6 +149,7 @@ class Bridge:
             topics=topics,
             rules=_rules(settings),
             clock=time.time,
+            profiles=settings.complete_profiles(),
         )
         self.router = Router(self.services)
         self.broker = EmbeddedBroker(

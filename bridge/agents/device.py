@@ -60,14 +60,14 @@ class Device:
         self.streams: dict[str, Latest] = {}
         if snapshot is None:
             now = services.clock()
-            self.profile = "default"
+            self.profile = services.profiles.of_unknown(device_id)
             self.first_seen = now
             self.messages = 0
             presence = Presence(heard_at=now)
             self._changed = True
             services.census.devices[Status.UNKNOWN.value] += 1
         else:
-            self.profile = snapshot.profile
+            self.profile = services.profiles.get(snapshot.profile)
             self.first_seen = snapshot.first_seen
             self.messages = snapshot.messages
             presence = Presence(Status(snapshot.status), snapshot.epoch, snapshot.last_seen)
@@ -199,7 +199,7 @@ class Device:
         presence = self.liveness.presence
         return DeviceSnapshot(
             device_id=self.id,
-            profile=self.profile,
+            profile=self.profile.name,
             first_seen=self.first_seen,
             last_seen=presence.heard_at,
             messages=self.messages,

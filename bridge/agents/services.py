@@ -16,6 +16,7 @@ from bridge.agents.agent import Agent
 from bridge.agents.limits import Limit
 from bridge.agents.timers import TimerWheel
 from bridge.messages import Kind, Publish
+from bridge.profiles import Profile, Profiles
 from bridge.receipts import Receipt
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.devices import DeviceLoader
@@ -71,6 +72,7 @@ class Services:
         "clock",
         "loader",
         "loop",
+        "profiles",
         "publish",
         "rules",
         "topics",
@@ -86,12 +88,15 @@ class Services:
         topics: Topics,
         rules: Rules,
         clock: Callable[[], float],
+        profiles: Profiles | None = None,
     ) -> None:
+        """Without `profiles` all devices are alike, as `rules` has it."""
         self.writer = writer
         self.loader = loader
         self.topics = topics
         self.rules = rules
         self.clock = clock
+        self.profiles: Final = profiles or Profiles((_profile(rules),))
         self.loop = asyncio.get_running_loop()
         self.wheel = TimerWheel(self.loop.time)
         self.census = Census()
@@ -153,3 +158,12 @@ class Services:
                 waiting.remove(waiter)
                 if not waiting:
                     del self._waiters[command_id]
+
+
+def _profile(rules: Rules) -> Profile:
+    return Profile(
+        ping_interval=rules.ping_interval,
+        ping_misses=rules.ping_misses,
+        command_ttl=rules.command_ttl,
+        command_max_ttl=rules.command_max_ttl,
+    )

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from bridge.settings import PREFIX, Section, Settings
+from bridge.settings import PREFIX, Settings
+from bridge.settings.sources import section_of, table_of
 
 HEAD = """\
 # Every setting of the MQTT Agent Bridge with its default. Use this file with `mqtt-bridge serve --config FILE` or
@@ -27,9 +28,13 @@ def render() -> str:
 
 def _lines() -> Iterator[str]:
     sections = {}
+    tables = {}
     for name, field in Settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            sections[name] = field.annotation
+        section, table = section_of(field), table_of(field)
+        if section is not None:
+            sections[name] = section
+        elif table is not None:
+            tables[name] = table
         else:
             yield from _setting(name, field, f"{PREFIX}{name.upper()}")
     for name, section in sections.items():
@@ -38,14 +43,26 @@ def _lines() -> Iterator[str]:
         yield f"[{name}]"
         for inner, field in section.model_fields.items():
             yield from _setting(inner, field, f"{PREFIX}{name.upper()}__{inner.upper()}")
+    for name, table in tables.items():
+        yield ""
+        yield from _comment(table.__doc__ or "")
+        yield from _comment(f"In the environment {PREFIX}{name.upper()} holds them all as one JSON object.")
+        yield f"# [{name}.NAME]"
+        for inner, field in table.model_fields.items():
+            yield "#"
+            yield from _comment(f"{inner}: {field.description}")
 
 
 def _setting(name: str, field: FieldInfo, variable: str) -> Iterator[str]:
     default = field.get_default(call_default_factory=True)
     yield ""
-    yield from (f"# {line}" for line in textwrap.wrap(field.description or "", 108))
+    yield from _comment(field.description or "")
     # TOML has no word for "not set".
     yield f"# {name} =   (not set; {variable})" if default is None else f"{name} = {_toml(default)}"
+
+
+def _comment(text: str) -> Iterator[str]:
+    return (f"# {line}" for line in textwrap.wrap(text, 108))
 
 
 def _toml(value: Any) -> str:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Annotated, Any, Self, final
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge.errors import SettingsError
 from bridge.ports import is_loopback
+from bridge.profiles import DEFAULT, Profiles
 from bridge.settings import sources
 from bridge.settings.masking import masked
+from bridge.settings.profiles import NAME, ProfileSection, profiles_of
 from bridge.settings.sections import (
     Agent,
     CommandSection,
@@ -26,6 +28,7 @@ from bridge.settings.sections import (
     Http,
     Log,
     Mqtt,
+    Registry,
     Retention,
     Seconds,
     Section,
@@ -65,7 +68,11 @@ class Settings(BaseSettings):
     agent: Agent = Agent()
     command: CommandSection = CommandSection()
     retention: Retention = Retention()
+    registry: Registry = Registry()
     log: Log = Log()
+    profiles: dict[Annotated[str, Field(pattern=NAME)], ProfileSection] = Field(
+        default_factory=dict, description="Kinds of devices: a table [profiles.NAME] for each."
+    )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -102,6 +109,11 @@ class Settings(BaseSettings):
         ):
             if self._value(small) > self._value(large):
                 raise ValueError(f"{small} is {self._value(small)}, more than {large}, which is {self._value(large)}")
+        for name, profile in self.profiles.items():
+            if profile.command_ttl is not None and profile.command_ttl > self.command.max_ttl:
+                raise ValueError(f"profiles.{name}.command_ttl is {profile.command_ttl}, more than command.max_ttl")
+        if self.registry.profile not in (DEFAULT, *self.profiles):
+            raise ValueError(f"registry.profile is {self.registry.profile!r}, and there is no such profile")
         return self
 
     @classmethod
@@ -131,15 +143,27 @@ class Settings(BaseSettings):
 
     def origins(self) -> dict[str, str]:
         """Where each setting came from, by its dotted key, in the order of the model."""
-        return {key: self._origins.get(key, "default") for key in keys()}
+        return {key: self._origins.get(key, "default") for key in self._keys()}
 
     def shown(self) -> dict[str, Any]:
         """Each setting's value by its dotted key, secrets masked."""
-        return {key: masked(key, self._value(key)) for key in keys()}
+        return {key: masked(key, self._value(key)) for key in self._keys()}
+
+    def complete_profiles(self) -> Profiles:
+        """All profiles, with what their settings leave open filled in."""
+        return profiles_of(self)
+
+    def _keys(self) -> Iterator[str]:
+        """The dotted key of every setting; of profiles, what is set."""
+        for key in keys():
+            inner = [name for name in self._origins if name.startswith(key + ".")]
+            yield from inner or (key,)
 
     def _value(self, key: str) -> Any:
-        section, _, name = key.rpartition(".")
-        return getattr(getattr(self, section) if section else self, name)
+        value: Any = self
+        for part in key.split("."):
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
+        return value
 
 
 def keys() -> Iterator[str]:

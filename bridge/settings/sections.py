@@ -151,6 +151,12 @@ class Agent(Section):
     )
 
 
+class Registry(Section):
+    """Which devices the bridge takes on. Kinds of devices are described in [profiles.NAME]."""
+
+    profile: str = Field("default", description="Profile of devices that are taken on and fit no profile's `match`.")
+
+
 class CommandSection(Section):
     """Commands to devices."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tomllib import TOMLDecodeError
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, TomlConfigSettingsSource
 from pydantic_settings.exceptions import SettingsError as SourceError
 
@@ -25,18 +26,32 @@ VARIABLES: Final = ("environment ", ".env ")
 """Sources whose keys are variables, as they are named before the variable."""
 
 
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The group that a field holds, None if it is a setting by itself."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def table_of(field: FieldInfo) -> type[Section] | None:
+    """The group of which a field holds any number by their names, as `profiles`; None for other fields."""
+    kinds = get_args(field.annotation) if get_origin(field.annotation) is dict else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
 def keys(cls: type[BaseSettings]) -> Iterator[str]:
-    """The dotted key of every setting of `cls`."""
+    """The dotted key of every setting of `cls`; of groups by name, which are as many as there are, the key of all."""
     for name, field in cls.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from (f"{name}.{inner}" for inner in field.annotation.model_fields)
+        section = section_of(field)
+        if section is not None:
+            yield from (f"{name}.{inner}" for inner in section.model_fields)
         else:
             yield name
 
 
 def variable(key: str) -> str:
-    """The environment variable of a setting."""
-    return PREFIX + key.upper().replace(".", "__")
+    """The environment variable of a setting; for one in a group that is one of many by their names, that of all."""
+    levels = key.upper().split(".")
+    return PREFIX + ("__".join(levels) if len(levels) < 3 else levels[0])
 
 
 def origin(source: str, key: str) -> str:
@@ -88,19 +103,31 @@ def leaves(cls: type[BaseSettings], values: Mapping[str, Any], source: str) -> I
     known = set(keys(cls))
     for name, value in values.items():
         field = cls.model_fields.get(name)
-        section = field.annotation if field is not None else None
-        if isinstance(section, type) and issubclass(section, Section):
-            if not isinstance(value, Mapping):
-                raise SettingsError(f"{source.strip()}: {name} is a group of settings, not {value!r}")
-            inner = {f"{name}.{key}": item for key, item in value.items()}
+        table = None if field is None else table_of(field)
+        if field is not None and section_of(field) is not None:
+            inner = _inner(name, value, source)
+        elif table is not None:
+            inner = {}
+            for group, settings in _inner(name, value, source).items():
+                found = _inner(group, settings, source)
+                _check_keys(found, {f"{group}.{key}" for key in table.model_fields}, source)
+                yield from found.items()
         else:
             inner = {name: value}
-        for key, item in inner.items():
-            if key not in known:
-                raise SettingsError(
-                    f"{source.strip()}: {key}: there is no such setting{_nearest(key, known | set(cls.model_fields))}"
-                )
-            yield key, item
+        _check_keys(inner, known | set(cls.model_fields), source)
+        yield from inner.items()
+
+
+def _inner(name: str, value: Any, source: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{source.strip()}: {name} is a group of settings, not {value!r}")
+    return {f"{name}.{key}": item for key, item in value.items()}
+
+
+def _check_keys(given: Iterable[str], known: set[str], source: str) -> None:
+    for key in given:
+        if key not in known:
+            raise SettingsError(f"{source.strip()}: {key}: there is no such setting{_nearest(key, known)}")
 
 
 def _nearest(name: str, known: Iterator[str] | list[str] | set[str]) -> str:
@@ -110,8 +137,10 @@ def _nearest(name: str, known: Iterator[str] | list[str] | set[str]) -> str:
 
 def put(merged: dict[str, Any], key: str, value: Any) -> None:
     """Put the value of a dotted key where the model expects it."""
-    section, _, name = key.rpartition(".")
-    (merged.setdefault(section, {}) if section else merged)[name] = value
+    *groups, name = key.split(".")
+    for group in groups:
+        merged = merged.setdefault(group, {})
+    merged[name] = value
 
 
 def explain(error: ValidationError, origins: Mapping[str, str]) -> str:
@@ -119,7 +148,7 @@ def explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     lines = []
     for fault in error.errors():
         place = [str(part) for part in fault["loc"]]
-        key = next((key for key in (".".join(place[:2]), ".".join(place[:1])) if key in origins), ".".join(place))
+        key = next((key for key in (".".join(place[:n]) for n in (3, 2, 1)) if key in origins), ".".join(place))
         what = fault["msg"].removeprefix("Value error, ")
         if not key:
             lines.append(what)

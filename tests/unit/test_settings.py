@@ -252,6 +252,7 @@ def test_the_example_file_is_the_defaults() -> None:
         "mqtt.tls_certificate",
         "mqtt.tls_key",
         "http.token",
+        "profiles",
     }
 
 
@@ -259,5 +260,7 @@ def test_every_setting_says_why() -> None:
     lines = EXAMPLE.read_text().splitlines()
     for key in keys():
         name = key.rpartition(".")[2]
-        number = next(n for n, line in enumerate(lines) if line.lstrip("# ").startswith(f"{name} ="))
+        number = next(
+            n for n, line in enumerate(lines) if line.lstrip("# ").startswith((f"{name} =", f"[{name}.NAME]"))
+        )
         assert lines[number - 1].startswith("# "), f"{key} has no reason"

@@ -1,0 +1,84 @@
+"""The tables `[profiles.NAME]`: kinds of devices, each as far as it differs from the default."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from pydantic import Field
+
+from bridge.profiles import DEFAULT, Profile, Profiles
+from bridge.settings.sections import Count, Seconds, Section
+
+if TYPE_CHECKING:
+    from bridge.settings import Settings
+
+NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
+
+
+class ProfileSection(Section):
+    """What devices of one kind have in common. What is not set is as in the profile named default; what is not set
+    there either is as in [agent] and [command]."""
+
+    description: str = Field("", max_length=500, description="What these devices are, for people.")
+    match: tuple[str, ...] = Field(
+        (), description='Patterns of device ids, as ["freezer-*"]: unknown devices with such an id get this profile.'
+    )
+    agent: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")] | None = Field(
+        None, description='Device logic, as "module:Class"; "" for none.'
+    )
+    ping_interval: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds of silence after which a device is pinged; 0 for devices that answer no pings."
+    )
+    ping_misses: Count | None = Field(
+        None, description="Unanswered pings after which a connected device counts as silent."
+    )
+    command_ttl: Seconds | None = Field(
+        None, description="Seconds until a command expires that does not say so itself."
+    )
+    command_attempts: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None, description="Requests of one command that a device may be sent while it acknowledges none."
+    )
+    command_retry_after: Seconds | None = Field(
+        None, description="Seconds without an acknowledgement after which the request is sent again."
+    )
+    commands: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Commands that these devices know: by name the JSON Schema of the arguments, as"
+        ' [profiles.freezer.commands.defrost.properties.minutes] type = "integer".',
+    )
+
+
+def profiles_of(settings: Settings) -> Profiles:
+    """All profiles, complete."""
+    sections = {DEFAULT: ProfileSection(), **settings.profiles}
+    default = sections[DEFAULT]
+    return Profiles(
+        (_complete(name, section, default, settings) for name, section in sections.items()),
+        for_unknown=settings.registry.profile,
+    )
+
+
+def _complete(name: str, section: ProfileSection, default: ProfileSection, settings: Settings) -> Profile:
+    def pick(key: str, otherwise: Any) -> Any:
+        for source in (section, default):
+            value = getattr(source, key)
+            if value is not None:
+                return value
+        return otherwise
+
+    command = settings.command
+    ping_interval = pick("ping_interval", settings.agent.ping_interval)
+    return Profile(
+        name=name,
+        description=section.description,
+        match=section.match,
+        agent=pick("agent", ""),
+        ping_interval=ping_interval or math.inf,
+        ping_misses=pick("ping_misses", settings.agent.ping_misses),
+        command_ttl=pick("command_ttl", command.ttl),
+        command_max_ttl=command.max_ttl,
+        command_attempts=pick("command_attempts", 3),
+        command_retry_after=pick("command_retry_after", 10.0),
+        commands=default.commands | section.commands,
+    )
