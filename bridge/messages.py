@@ -30,15 +30,18 @@ class Kind(enum.Enum):
 class Address:
     """Where a bridge topic leads: made once per topic and connection, then reused for every message."""
 
-    __slots__ = ("device_id", "from_device", "kind", "stream", "topic")
+    __slots__ = ("device_id", "from_device", "kind", "replay", "stream", "topic")
 
-    def __init__(self, topic: str, device_id: str, kind: Kind, stream: str = "") -> None:
+    def __init__(self, topic: str, device_id: str, kind: Kind, stream: str = "", replay: str = "") -> None:
         self.topic = topic
         self.device_id = device_id
         self.kind = kind
-        self.from_device = kind.from_device
+        self.from_device = kind.from_device and not replay
+        """Whether the device itself has just sent it: a sign of life."""
         self.stream = stream
         """The telemetry stream or the kind of event; empty for the other kinds."""
+        self.replay = replay
+        """For a dead letter that is handed in again, what makes a second hand-over of it a duplicate; else empty."""
 
 
 @final

@@ -54,6 +54,16 @@ def decode(payload: bytes, received_at: float) -> Reading | list[Reading]:
         raise RefusedError("too_deep", "the JSON is nested too deeply") from error
 
 
+def numbered(decoded: Reading | list[Reading], name: str) -> Reading | list[Reading]:
+    """The same readings; those without a message id get one made from `name`."""
+    if isinstance(decoded, Reading):
+        return decoded if decoded.message_id else decoded._replace(message_id=name)
+    return [
+        reading if reading.message_id else reading._replace(message_id=f"{name}-{index}")
+        for index, reading in enumerate(decoded)
+    ]
+
+
 def _reading(payload: bytes, received_at: float) -> Reading:
     envelope = _object.decode(payload)
     ts = envelope.ts

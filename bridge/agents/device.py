@@ -14,7 +14,7 @@ from bridge.commands import decode_request, decode_response, new_command
 from bridge.errors import RefusedError
 from bridge.messages import Kind, Link, Message
 from bridge.presence import Presence, Status
-from bridge.readings import Reading, decode
+from bridge.readings import Reading, decode, numbered
 from bridge.storage.devices import DeviceSnapshot
 
 MAX_STREAMS: Final = 64
@@ -102,6 +102,8 @@ class Device:
     def _record(self, message: Message, stream: str) -> None:
         received_at = message.received_at
         decoded = decode(message.payload, received_at)
+        if message.address.replay:
+            decoded = numbered(decoded, message.address.replay)
         writer = self._services.writer
         if isinstance(decoded, Reading):
             if self._agent is not None:
@@ -134,6 +136,8 @@ class Device:
     def _accept_command(self, message: Message) -> None:
         rules = self._services.rules
         request = decode_request(message.payload)
+        if message.address.replay and request.id is None:
+            request = msgspec.structs.replace(request, id=message.address.replay)
         command = new_command(
             self.id, request, message.received_at, ttl=rules.command_ttl, max_ttl=rules.command_max_ttl
         )

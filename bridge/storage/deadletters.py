@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.storage.tables import dead_letters
 
-MAX_PAYLOAD: Final = 65_536
-"""Bytes of the payload that are kept."""
+MAX_PAYLOAD: Final = 1_048_576
+"""Bytes of the payload that are kept: four times the largest packet that the broker takes unless told otherwise."""
 MAX_TEXT: Final = 2_000
 """Characters of the error that are kept."""
 MAX_TOPIC: Final = 65_535
@@ -65,11 +65,22 @@ _COLUMNS: Final = (
 )
 
 
-async def list_dead_letters(connection: AsyncConnection, limit: int, before: int | None = None) -> list[DeadLetter]:
-    """The latest first; `before` is the last id of the page before."""
+async def list_dead_letters(
+    connection: AsyncConnection,
+    limit: int,
+    before: int | None = None,
+    *,
+    reason: str | None = None,
+    device_id: str | None = None,
+) -> list[DeadLetter]:
+    """The latest first; `before` is the last id of the page before. With `reason` or `device_id` only those."""
     query = select(*_COLUMNS).order_by(dead_letters.c.id.desc()).limit(limit)
     if before is not None:
         query = query.where(dead_letters.c.id < before)
+    if reason is not None:
+        query = query.where(dead_letters.c.reason == reason)
+    if device_id is not None:
+        query = query.where(dead_letters.c.device_id == device_id)
     return [DeadLetter(*row) for row in await connection.execute(query)]
 
 
