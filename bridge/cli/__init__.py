@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bridge import __version__
-from bridge.cli import doctor, machine, operate, serve, simulate, tail, terminal
+from bridge.cli import backup, doctor, machine, operate, serve, simulate, tail, terminal
 from bridge.errors import BridgeError, SettingsError
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command()(operate.deadletters)
 app.command()(tail.tail)
 app.command()(machine.config)
 app.command()(machine.migrate)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command()(machine.passwd)
 app.command()(doctor.doctor)
 app.command(hidden=True)(machine.healthcheck)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from functools import partial
 
@@ -23,7 +22,7 @@ async def keep(built: House, *letters: tuple[str, bytes], at: float | None = Non
         device_id = topic.split("/")[1]
         letter = DeadLetter(at or time.time(), topic, device_id, "not_json", "as an older version said", payload)
         built.writer.add_dead_letter(letter, None)
-    await built.writer.submit(lambda _: asyncio.sleep(0))
+    await built.writer.barrier()
     return (await left(built))[::-1]
 
 
