@@ -19,9 +19,13 @@ from bridge.agents.services import Rules, Services
 from bridge.broker.broker import EmbeddedBroker
 from bridge.broker.config import BrokerConfig
 from bridge.errors import BridgeError, StartError
+from bridge.http.access import Access
 from bridge.http.api import build
+from bridge.http.audit import Audit
 from bridge.http.context import Context
+from bridge.http.keyring import Keyring
 from bridge.http.server import HttpServer
+from bridge.http.visitors import Lockout, Sessions
 from bridge.metrics import Metrics
 from bridge.pulse import Pulse
 from bridge.receipts import Ledger
@@ -88,6 +92,8 @@ class Bridge:
         self.pulse = Pulse(self.ledger)
         self.parts: list[asyncio.Task[Any]] = []
         """Tasks that must not end while the bridge runs."""
+        self.first_token: str | None = None
+        """The admin token that was made because there was none: to be shown to the operator now, or never."""
         self._undo = contextlib.AsyncExitStack()
 
     async def start(self, *, migrate: bool) -> None:
@@ -165,7 +171,9 @@ class Bridge:
         await self.router.start()
         undo.push_async_callback(self.router.stop, grace)
 
-        self.http = HttpServer(build(self._http_context()), http_socket)
+        context = self._http_context()
+        self.first_token = await context.access.keyring.first_admin() if context.access.required else None
+        self.http = HttpServer(build(context), http_socket, settings.http.proxies)
         self.parts = [
             self.writer.task,
             self.http.start(),
@@ -191,7 +199,16 @@ class Bridge:
         )
 
     def _http_context(self) -> Context:
-        token = self.settings.http.token
+        http = self.settings.http
+        token = http.token.get_secret_value() if http.token is not None else None
+        required = http.require_token or token is not None or not ports.is_loopback(http.host)
+        access = Access(
+            Keyring(self.database, self.writer, token, time.time),
+            Sessions(http.session_lifetime),
+            Lockout(http.max_failed_logins),
+            required=required,
+            clock=time.time,
+        )
         return Context(
             router=self.router,
             services=self.services,
@@ -204,7 +221,11 @@ class Bridge:
                 "broker": self._check_broker,
                 "migrations": self._check_schema,
             },
-            token=token.get_secret_value() if token is not None else None,
+            access=access,
+            audit=Audit(self.writer, http.audit_lines, time.time),
+            # Where a token is needed nothing is gained by another name: a browser has no cookie for it.
+            hosts=http.hosts if http.hosts or not required else None,
+            metrics_open=not (http.metrics_token and required),
         )
 
     async def _check_database(self) -> str | None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bridge import __version__
-from bridge.cli import backup, doctor, machine, operate, serve, simulate, tail, terminal
+from bridge.cli import backup, doctor, machine, operate, serve, simulate, tail, terminal, tokens
 from bridge.errors import BridgeError, SettingsError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command()(machine.migrate)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(machine.passwd)
+app.add_typer(tokens.app, name="tokens")
 app.command()(doctor.doctor)
 app.command(hidden=True)(machine.healthcheck)
 

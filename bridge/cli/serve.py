@@ -73,6 +73,9 @@ async def _serve(settings: Settings, devices: int, log_file: Path | None, migrat
     async with contextlib.AsyncExitStack() as beside:
 
         async def ready(bridge: Bridge) -> None:
+            if bridge.first_token is not None:
+                # Not into the log: logs are kept, and read by others.
+                screen.print(Text(first_token(bridge.first_token)), soft_wrap=True)
             if log_file is not None or screen.is_terminal:
                 for line in hints(bridge, devices):
                     screen.print(Text(line), soft_wrap=True)
@@ -137,6 +140,14 @@ async def _end(child: asyncio.subprocess.Process) -> None:
 
 
 # ---------------------------------------------------------------------- what to type next
+
+
+def first_token(token: str) -> str:
+    """What is said of the admin token that is made at the first start."""
+    return (
+        f"The admin token of the API and the page, shown this once: {token}\n"
+        "It is stored only as a digest. Lost? `mqtt-bridge tokens add NAME --role admin` makes another."
+    )
 
 
 def hints(bridge: Bridge, devices: int) -> Iterator[str]:

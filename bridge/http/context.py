@@ -8,6 +8,8 @@ from typing import Any
 
 from bridge.agents.router import Router
 from bridge.agents.services import Services
+from bridge.http.access import Access
+from bridge.http.audit import Audit
 from bridge.metrics import Metrics
 from bridge.receipts import Ledger
 from bridge.storage.database import Database
@@ -27,5 +29,9 @@ class Context:
     summary: Callable[[], Mapping[str, Any]]
     checks: Mapping[str, Check]
     """What must be right to be ready: each returns None, or what is wrong."""
-    token: str | None
-    """What callers of the API must show; None on loopback, where everybody may."""
+    access: Access
+    audit: Audit
+    hosts: tuple[str, ...] | None
+    """Names that the bridge may be called by, beside its addresses; None where any name will do."""
+    metrics_open: bool
+    """Whether `/metrics` asks for no token."""

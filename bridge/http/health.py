@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
 
+from bridge.http import problems
+from bridge.http.access import guard
 from bridge.http.context import Context
 from bridge.metrics import CONTENT_TYPE
 
@@ -32,9 +34,19 @@ def routes(context: Context) -> APIRouter:
         }
         return JSONResponse(body, status_code=200 if ready else 503)
 
-    @api.get("/metrics", response_class=Response)
+    guarded = [] if context.metrics_open else [Depends(guard(context.access))]
+
+    @api.get(
+        "/metrics",
+        response_class=Response,
+        dependencies=guarded,
+        responses={
+            200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            **problems.RESPONSES,
+        },
+    )
     async def metrics() -> Response:
-        """Metrics for Prometheus."""
+        """Metrics for Prometheus. Whether a token is needed is the setting `http.metrics_token`."""
         return Response(context.metrics.render(), media_type=CONTENT_TYPE)
 
     return api

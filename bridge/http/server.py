@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, final
 
 import uvicorn
@@ -24,14 +24,18 @@ class _Server(uvicorn.Server):
 
 @final
 class HttpServer:
-    """Serves an app on `listener`, which the caller has bound."""
+    """Serves an app on `listener`, which the caller has bound. `proxies`: addresses of reverse proxies, which are
+    believed when they say whom they speak for and whether by TLS."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+    def __init__(self, app: FastAPI, listener: socket.socket, proxies: Sequence[str] = ()) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             lifespan="off",
+            ws="none",
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=list(proxies),
             server_header=False,
             timeout_graceful_shutdown=GRACE,
         )

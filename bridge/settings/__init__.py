@@ -16,7 +16,6 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge.errors import SettingsError
-from bridge.ports import is_loopback
 from bridge.profiles import DEFAULT, Profiles
 from bridge.settings import sources
 from bridge.settings.masking import masked
@@ -97,11 +96,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.http.token is None and not is_loopback(self.http.host):
-            raise ValueError(
-                f"http.host is {self.http.host}, which others can reach: set http.token (BRIDGE_HTTP__TOKEN),"
-                " or listen on 127.0.0.1"
-            )
         for small, large in (
             ("command.ttl", "command.max_ttl"),
             ("agent.sleep_after", "agent.evict_after"),

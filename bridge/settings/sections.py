@@ -96,11 +96,32 @@ class Mqtt(Section):
 class Http(Section):
     """The API, health and metrics."""
 
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on. Beyond loopback a token is needed.")
-    port: Port = Field(8080, description="TCP port to listen on; 0 takes any free one.")
-    token: Secret | None = Field(
-        None, description="What callers of the API must send as `Authorization: Bearer …`, at least 8 characters."
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on. Beyond loopback every caller needs a token."
     )
+    port: Port = Field(8080, description="TCP port to listen on; 0 takes any free one.")
+    require_token: bool = Field(
+        False, description="Whether callers need a token on a loopback address, too; beyond it they always do."
+    )
+    token: Secret | None = Field(
+        None,
+        description="An admin's token for automation, at least 8 characters; callers then need a token everywhere."
+        " The others are made with `mqtt-bridge tokens add`.",
+    )
+    metrics_token: bool = Field(False, description="Whether /metrics needs a token, where the API does.")
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Names that the bridge may be called by, as bridge.example.com; its addresses and localhost always"
+        " will do. Without a list any name will do where a token is needed, and none where it is not.",
+    )
+    proxies: tuple[str, ...] = Field(
+        (), description="Addresses of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."
+    )
+    session_lifetime: Seconds = Field(43_200.0, description="Seconds from a login on the page to its end.")
+    max_failed_logins: Count = Field(
+        10, description="Wrong tokens from one address within a minute; then it is refused without a look at them."
+    )
+    audit_lines: Count = Field(100_000, description="Lines of the audit trail that are kept, the latest.")
 
 
 class DatabaseSection(Section):

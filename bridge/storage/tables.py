@@ -246,6 +246,31 @@ inbound_once: Final = Table(
     Column("packet_id", Integer, primary_key=True, autoincrement=False),
 )
 
+tokens: Final = Table(
+    "tokens",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    # SHA-256 of the token, which is kept nowhere.
+    Column("digest", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("used_at", Double),
+    Column("revoked_at", Double),
+)
+
+audit: Final = Table(
+    "audit",
+    metadata,
+    Column("id", ROW_ID, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Index(None, "at"),
+)
+
 commit_marks: Final = Table(
     "commit_marks",
     metadata,

@@ -174,16 +174,10 @@ def test_every_wrong_value_is_named_at_once(toml: Path) -> None:
         ({"command": {"ttl": 100_000}}, "command.ttl is 100000.0, more than command.max_ttl"),
         ({"agent": {"sleep_after": 700}}, "more than agent.evict_after"),
         ({"writer": {"capacity": 10}}, "more than writer.capacity"),
-        ({"http": {"host": "0.0.0.0"}}, "BRIDGE_HTTP__TOKEN"),  # noqa: S104 - what is refused here
     ],
 )
 def test_what_contradicts_itself_is_refused(overrides: dict[str, Any], said: str) -> None:
     assert said in refused(**overrides)
-
-
-def test_beyond_loopback_a_token_is_enough() -> None:
-    settings = Settings.load(http={"host": "0.0.0.0", "token": "long enough"})  # noqa: S104 - allowed with a token
-    assert settings.http.token is not None
 
 
 def test_a_file_that_is_not_there_or_not_toml(toml: Path) -> None:

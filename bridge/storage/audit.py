@@ -1,0 +1,58 @@
+"""The audit trail: who did what to the bridge, its devices and its tokens."""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+import msgspec
+from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.storage.deadletters import storable
+from bridge.storage.tables import audit
+
+MAX_TEXT: Final = 2_000
+"""Characters of a target or a detail that are kept."""
+
+
+@final
+class AuditLine(msgspec.Struct):
+    """One act. `who` is the token's name, `address` where it came from; `at` is Unix seconds. `id` is given when it
+    is stored."""
+
+    at: float
+    who: str
+    address: str
+    action: str
+    target: str
+    detail: str
+    id: int = 0
+
+
+async def record(connection: AsyncConnection, line: AuditLine, keep: int) -> None:
+    """Add a line, and forget those that are more than `keep` lines older."""
+    added = await connection.execute(
+        insert(audit)
+        .values(
+            at=line.at,
+            who=storable(line.who[:MAX_TEXT]),
+            address=storable(line.address[:MAX_TEXT]),
+            action=storable(line.action[:MAX_TEXT]),
+            target=storable(line.target[:MAX_TEXT]),
+            detail=storable(line.detail[:MAX_TEXT]),
+        )
+        .returning(audit.c.id)
+    )
+    await connection.execute(delete(audit).where(audit.c.id <= added.scalar_one() - keep))
+
+
+async def list_audit(connection: AsyncConnection, limit: int, before: int | None = None) -> list[AuditLine]:
+    """The latest first; `before` is the last id of the page before."""
+    query = (
+        select(audit.c.at, audit.c.who, audit.c.address, audit.c.action, audit.c.target, audit.c.detail, audit.c.id)
+        .order_by(audit.c.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(audit.c.id < before)
+    return [AuditLine(*row) for row in await connection.execute(query)]
