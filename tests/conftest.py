@@ -18,6 +18,12 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the tests of tests/faults go on. Here, as pytest asks no other place for options."""
+    parser.addoption("--torture", action="store_true", help="repeat each fault as often as `make torture` does")
+    parser.addoption("--torture-minutes", type=float, default=60.0, help="begin no further round after so long")
+
+
 NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "postgres": ("postgresql", ("initdb", "postgres")),
     "mosquitto": ("mosquitto mosquitto-clients", ("mosquitto", "mosquitto_pub", "mosquitto_sub")),

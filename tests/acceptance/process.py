@@ -167,6 +167,12 @@ class BridgeProcess:
         except OSError:
             return 0
 
+    def text(self, path: str) -> str:
+        """What is at `path`."""
+        with urllib.request.urlopen(self.url(path), timeout=10) as response:  # noqa: S310 - our own loopback URL
+            body: bytes = response.read()
+        return body.decode()
+
     def get(self, path: str) -> Any:
         """The JSON document at `path`."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}

@@ -38,9 +38,10 @@ def _string(text: str) -> bytes:
     return len(data).to_bytes(2, "big") + data
 
 
-def connect(client_id: str, keepalive: int = 600) -> bytes:
-    """CONNECT, 3.1: clean session, no will, no user name; `keepalive` in seconds."""
-    body = b"\x00\x04MQTT\x04\x02" + keepalive.to_bytes(2, "big") + _string(client_id)
+def connect(client_id: str, keepalive: int = 600, *, clean: bool = True) -> bytes:
+    """CONNECT, 3.1: no will, no user name; `keepalive` in seconds."""
+    flags = b"\x02" if clean else b"\x00"
+    body = b"\x00\x04MQTT\x04" + flags + keepalive.to_bytes(2, "big") + _string(client_id)
     return b"\x10" + _length(len(body)) + body
 
 

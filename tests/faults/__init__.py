@@ -1,0 +1,1 @@
+"""Tests that try to break the promises: real processes, real servers, real faults."""

@@ -1,0 +1,48 @@
+"""What befalls a database file and the disk that it is on."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+from tests.faults.conftest import MakeVictim
+from tests.faults.disk import small_disk
+from tests.faults.fleet import now
+from tests.faults.torture import Torture
+from tests.waiting import until
+
+
+def test_locked_by_another_program(make_victim: MakeVictim, torture: Torture) -> None:
+    seconds = torture.pick(5, 30)
+    row = torture.row(f"SQLite locked exclusively, {seconds:g} s")
+    victim = make_victim("sqlite")
+    victim.bridge.start()
+    with victim.fleet(rate=1_000) as fleet:
+        for _ in torture.rounds(row, 1, 3):
+            fleet.wait_for(200)
+            other = sqlite3.connect(victim.bridge.data / "bridge.db", isolation_level=None, timeout=10)
+            other.execute("BEGIN EXCLUSIVE")
+            time.sleep(seconds)  # the length of the outage is the fault
+            other.execute("COMMIT")
+            other.close()
+            row.recovery = max(row.recovery, fleet.back_after(now()))
+        victim.finish(fleet, row)
+
+
+def test_disk_full_then_freed(make_victim: MakeVictim, torture: Torture, tmp_path: Path) -> None:
+    """Nothing is acknowledged that finds no room; when there is room the bridge goes on by itself."""
+    row = torture.row("disk full, then freed")
+    with small_disk(tmp_path / "disk", 48) as disk:
+        victim = make_victim("sqlite", data=disk.folder)
+        bridge = victim.bridge.start()
+        with victim.fleet(rate=2_000) as fleet:
+            for _ in torture.rounds(row, 1, 5):
+                fleet.wait_for(500)
+                disk.fill()
+                until(lambda: "disk is full" in bridge.output(), "the bridge to notice", 60)
+                assert bridge.status("/healthz") == 200
+                disk.free()
+                row.recovery = max(row.recovery, fleet.back_after(now()))
+            victim.finish(fleet, row)
+        bridge.finish()
