@@ -121,8 +121,8 @@ class Device:
             self._keep_latest(stream, last.ts, last.payload)
         self.messages += 1
         self._changed = True
-        if received_at >= self._save_at:
-            self.save()
+        if not 0.0 < self._save_at - received_at <= self._services.rules.snapshot_interval:
+            self.save()  # it is time, or the clock was set back, and else it would not be for long
 
     def _keep_latest(self, stream: str, ts: float, payload: str) -> None:
         latest = self.streams.get(stream)

@@ -25,9 +25,7 @@ _numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Short rounds unless `make torture` asks for the long ones."""
-    config.stash[TORTURE] = Torture(
-        long=config.getoption("--torture"), minutes=config.getoption("--torture-minutes")
-    )
+    config.stash[TORTURE] = Torture(long=config.getoption("--torture"), minutes=config.getoption("--torture-minutes"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -108,8 +106,8 @@ MakeVictim = Callable[..., Victim]
 
 @pytest.fixture
 def make_victim(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MakeVictim]:
-    """`make_victim(kind, port=..., **settings)`: a bridge that is not started yet, with an empty database. `port`: of the
-    PostgreSQL server as the bridge sees it. At the end each must `finish`."""
+    """`make_victim(kind, port=..., **settings)`: a bridge that is not started yet, with an empty database. `port`: of
+    the PostgreSQL server as the bridge sees it. At the end each must `finish`."""
     made: list[BridgeProcess] = []
 
     def make(kind: str, *, port: int | None = None, data: Path | None = None, **settings: str) -> Victim:

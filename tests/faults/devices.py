@@ -1,9 +1,9 @@
 """Simulated devices in a process of their own, which write down every message that was acknowledged to them.
 
 `python -m tests.faults.devices PORT LOG ...`. Nothing in here knows the bridge: sockets, bytes, and a file. Each device
-sends numbered readings with QoS 1, `window` of them ahead of their acknowledgements, and after a broken connection sends
-again what was not acknowledged, as the standard says [MQTT-4.4.0-1]. A line is written after an acknowledgement has
-been read, never before, so the file claims nothing that the bridge has not promised.
+sends numbered readings with QoS 1, `window` of them ahead of their acknowledgements, and after a broken connection
+sends again what was not acknowledged, as the standard says [MQTT-4.4.0-1]. A line is written after an acknowledgement
+has been read, never before, so the file claims nothing that the bridge has not promised.
 
 Told by lines on standard input: `drop` (every connection is cut, and comes back), `stop` (nothing new; the process ends
 when all is acknowledged), `quit` (ends at once). The last line of standard output says what was sent.

@@ -1,4 +1,4 @@
-"""What clients do to a bridge: hang up all at once, never read, say nothing, talk nonsense. The devices notice nothing."""
+"""What clients do: hang up all at once, never read, say nothing, talk nonsense. The devices notice nothing."""
 
 from __future__ import annotations
 

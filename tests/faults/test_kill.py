@@ -1,4 +1,4 @@
-"""`kill -9` at random moments under load: what was acknowledged is there, whoever looks, and the bridge is soon back."""
+"""`kill -9` at random moments under load: what was acknowledged is there, and the bridge is soon back."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 
-
 @dataclass
 class Row:
     """One fault. `recovery`: seconds, the longest of all rounds."""
