@@ -71,7 +71,9 @@ async def harness(
     was saved before, for example by an older version of the class."""
     offload = Offload()
     try:
-        yield Harness(agent, device_id, now, stored, handler_timeout, offload)
+        device = Harness(agent, device_id, now, stored, handler_timeout, offload)
+        await device._begin()
+        yield device
     finally:
         await offload.stop()
 
@@ -167,9 +169,14 @@ class Harness(Generic[A_co]):
     async def restart(self) -> None:
         """The bridge is restarted: the agent is built anew from what is stored."""
         self._logic = self._new_logic()
-        await self._tick()
+        await self._begin()
 
     # ------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        if self._logic.keeps_time or (self.stored is not None and self.stored.timers):
+            self._logic.build()
+        await self._settle()
 
     def _new_logic(self) -> Logic:
         return Logic(self._class, Handlers(self._class), self._world, self._rules)

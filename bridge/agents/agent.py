@@ -44,6 +44,11 @@ class Agent:
     state_version: ClassVar[int] = 1
     """The version of State: raise it when State changes so that stored ones no longer fit, and write `migrate`."""
 
+    @classmethod
+    def stored_as(cls) -> str:
+        """What the state is stored under."""
+        return cls.state_name or cls.__name__
+
     def __init__(self, seat: Seat, state: Any) -> None:
         """Called by the bridge and by `bridge.testing`. What an agent needs to begin with belongs into `start`."""
         self._seat = seat

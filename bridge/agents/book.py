@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar, final
 
@@ -29,6 +29,8 @@ LISTENING: Final = "device_listening"
 Accepted = tuple[Command, bool]
 T = TypeVar("T")
 
+Staged = tuple[Callable[[AsyncConnection], Awaitable[Accepted]], Callable[[Accepted], None]]
+
 
 class Host(Protocol):
     """The cell that a device lives in."""
@@ -48,6 +50,9 @@ class Addressee(Protocol):
     @property
     def listening(self) -> bool:
         """Whether it can be sent something now."""
+
+    def command_ended(self, command: Command) -> None:
+        """One of its commands has its last status."""
 
 
 @final
@@ -123,6 +128,27 @@ class CommandBook:
                 done.set_exception(error)
 
         self._then(self._services.writer.submit(insert, receipt), inserted, failed)
+
+    def stage(self, command: Command, cause: str) -> Staged:
+        """A new command that is stored in somebody else's transaction: the change, and what to call with its result
+        after the commit.
+
+        Raises RefusedError when the device has too many unfinished commands.
+        """
+        if len(self.open) >= MAX_OPEN:
+            raise RefusedError("too_many_commands", f"{self._device.id} has {MAX_OPEN} unfinished commands")
+
+        async def insert(connection: AsyncConnection) -> Accepted:
+            return await stored.insert_command(connection, command, cause)
+
+        def inserted(_accepted: Accepted) -> None:
+            self.open[command.command_id] = command
+            self._host.call_before(command.expires_at)
+            self._announce(command, cause)
+            if self._device.listening:
+                self._send(command)
+
+        return insert, inserted
 
     def restore(self, command: Command) -> None:
         """Take up an unfinished command that was stored before the bridge was restarted."""
@@ -273,6 +299,8 @@ class CommandBook:
                 log.warning("command was changed elsewhere", command=command.command_id, status=status.value)
                 return
             self._announce(command, cause, status, now)
+            if status.final:
+                self._device.command_ended(command)
             if then is not None:
                 then()
 

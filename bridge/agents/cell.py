@@ -1,4 +1,4 @@
-"""Where one device's agent lives: its mailbox and its coroutine, and what happens when device logic raises."""
+"""Where one device's agent lives: its mailbox and its coroutine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, final
 import structlog
 
 from bridge.agents.device import Device
-from bridge.agents.limits import Limit
+from bridge.agents.logic import Logic
 from bridge.agents.services import Services
 from bridge.errors import RefusedError, StorageError, StorageUnavailableError
 from bridge.messages import Message
@@ -33,13 +33,13 @@ class Cell:
     time. A cell that has nothing to do first keeps its coroutine waiting (awake), after `sleep_after` ends it
     (asleep), and after `evict_after` leaves memory (cold) when nothing of it would be lost.
 
-    An agent that raises loses the message that it raised on (it becomes a dead letter) and is built anew. After
-    `restarts` of these within `restart_window` seconds the device's messages become dead letters unseen until the
-    window is over. No other device notices.
+    What is wrong with one device's messages, or raised while they are handled, concerns this device alone: the message
+    becomes a dead letter, no other device notices. Device logic has a task of its own (see `logic.Logic`), which this
+    coroutine does not wait for.
     """
 
     __slots__ = (
-        "_control", "_data", "_device", "_failures", "_forget", "_next_tick", "_services", "_task", "_used_at",
+        "_control", "_data", "_device", "_forget", "_next_tick", "_services", "_task", "_used_at",
         "_waker", "device_id",
     )  # fmt: skip
 
@@ -52,7 +52,6 @@ class Cell:
         # Lists that are swapped out whole: an empty one is a tenth of an empty deque, and ten thousand cells have two.
         self._control: list[Control] = []
         self._data: list[Message] = []
-        self._failures: Limit | None = None
         self._task: asyncio.Task[None] | None = None
         self._waker: asyncio.Future[None] | None = None
         self._used_at = services.clock()
@@ -96,19 +95,28 @@ class Cell:
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is being handled."""
-        return not self._data and not self._control and (self._task is None or self._waker is not None)
+        here = not self._data and not self._control and (self._task is None or self._waker is not None)
+        return here and (self._logic is None or self._logic.idle)
 
     async def stop(self) -> None:
-        """Finish what is in the mailbox, then end the coroutine."""
+        """Finish what is in the mailbox and what device logic has to do, then end the coroutine."""
         while self._task is not None:
             if self.idle:
                 self._sleep()
+            elif self._logic is not None:
+                await self._logic.finish()
             await asyncio.sleep(0)
 
     def abandon(self) -> None:
         """End the coroutine at once. What waits is not acknowledged: the senders still have it."""
         if self._task is not None:
             self._task.cancel()
+        if self._logic is not None:
+            self._logic.abandon()
+
+    @property
+    def _logic(self) -> Logic | None:
+        return None if self._device is None else self._device.logic
 
     # ------------------------------------------------------------------ the coroutine
 
@@ -161,8 +169,9 @@ class Cell:
             for control in controls:
                 try:
                     control(device)
-                except Exception as error:  # noqa: BLE001 - device logic may raise anything; it concerns this device alone
-                    self._failed(device, error)
+                except Exception:
+                    # A fault of the bridge, and it concerns this device alone: the others go on.
+                    log.exception("a device could not be told", device=self.device_id)
 
     def _handle_data(self, device: Device) -> None:
         if len(self._data) <= BUDGET:
@@ -171,23 +180,16 @@ class Cell:
             messages = self._data[:BUDGET]
             del self._data[:BUDGET]
         self._used_at = messages[-1].received_at if messages else self._used_at
-        if self._failures is not None and self._failures.reached(self._services.clock()):
-            for message in messages:
-                self._refuse(
-                    message,
-                    "agent_failed",
-                    "the agent failed too often and rests until its restart window is over",
-                )
-            return
         for message in messages:
             try:
                 device.handle(message)
             except RefusedError as error:
                 self._refuse(message, error.reason, str(error))
-            except Exception as error:  # noqa: BLE001 - device logic may raise anything; it concerns this device alone
-                self._failed(device, error)
+            except Exception as error:
+                # A fault of the bridge, and it concerns this device alone: the others go on.
+                log.exception("a message could not be handled", device=self.device_id, topic=message.address.topic)
                 if message.receipt.outcome is None:
-                    self._refuse(message, "agent_error", f"{type(error).__name__}: {error}")
+                    self._refuse(message, "internal_error", f"{type(error).__name__}: {error}")
 
     def _refuse(self, message: Message, reason: str, text: str) -> None:
         address = message.address
@@ -200,15 +202,6 @@ class Cell:
             device_id=address.device_id,
             kind=address.kind,
         )
-
-    def _failed(self, device: Device, error: Exception) -> None:
-        rules = self._services.rules
-        if self._failures is None:
-            self._failures = Limit(rules.restarts, rules.restart_window)
-        self._failures.record(self._services.clock())
-        self._services.census.restarts += 1
-        log.error("agent failed and is restarted", device=self.device_id, exc_info=error)
-        device.restart_agent()
 
     async def _load(self) -> Device:
         while True:

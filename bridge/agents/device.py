@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, final
 
 import msgspec
 
-from bridge.agents.agent import Agent
 from bridge.agents.book import CommandBook, Host
 from bridge.agents.liveness import Liveness
+from bridge.agents.logic import Logic
 from bridge.agents.services import Services
-from bridge.commands import decode_request, decode_response, new_command
+from bridge.agents.world import BridgeWorld
+from bridge.commands import Command, decode_request, decode_response, new_command
 from bridge.errors import RefusedError
 from bridge.messages import Kind, Link, Message
-from bridge.presence import Presence, Status
+from bridge.presence import Presence, Status, Transition
 from bridge.readings import Reading, decode, numbered
 from bridge.storage.devices import DeviceSnapshot
 
@@ -46,7 +48,7 @@ class Device:
     the mailbox, so that a database that is away stops neither pings nor presence."""
 
     __slots__ = (
-        "_agent", "_changed", "_host", "_save_at", "_services", "commands", "first_seen", "id", "liveness", "messages",
+        "_changed", "_host", "_save_at", "_services", "commands", "first_seen", "id", "liveness", "logic", "messages",
         "profile", "streams",
     )  # fmt: skip
 
@@ -76,7 +78,10 @@ class Device:
                 streams = _states.decode(snapshot.state).streams
                 self.streams = {name: Latest(ts, bytes(values).decode()) for name, (ts, values) in streams.items()}
         self.liveness = Liveness(self, presence, services, host)
-        self._agent = self._new_agent()
+        self.logic = self._new_logic()
+        """What a programmer's class makes of the device; None if its profile has none."""
+        if self.logic is not None and self.logic.keeps_time:
+            self.logic.build()
 
     # ------------------------------------------------------------------ messages
 
@@ -104,21 +109,27 @@ class Device:
         decoded = decode(message.payload, received_at)
         if message.address.replay:
             decoded = numbered(decoded, message.address.replay)
+        if self.logic is not None and self.logic.take(message, stream, decoded):
+            return
         writer = self._services.writer
         if isinstance(decoded, Reading):
-            if self._agent is not None:
-                self._agent.on_reading(stream, decoded)
             ts, message_id, payload = decoded
             writer.add_reading(self.id, stream, ts, received_at, message_id, payload, message.receipt)
             self._keep_latest(stream, ts, payload)
         else:
-            if self._agent is not None:
-                for reading in decoded:
-                    self._agent.on_reading(stream, reading)
             rows = [(self.id, stream, r.ts, received_at, r.message_id, r.payload) for r in decoded]
             writer.add_readings(rows, message.receipt)
             last = max(decoded, key=lambda reading: reading.ts)
             self._keep_latest(stream, last.ts, last.payload)
+        self._count(received_at)
+
+    def recorded(self, stream: str, readings: Sequence[Reading], received_at: float) -> None:
+        """A message that device logic has handled is committed with its readings."""
+        last = max(readings, key=lambda reading: reading.ts)
+        self._keep_latest(stream, last.ts, last.payload)
+        self._count(received_at)
+
+    def _count(self, received_at: float) -> None:
         self.messages += 1
         self._changed = True
         if not 0.0 < self._save_at - received_at <= self._services.rules.snapshot_interval:
@@ -157,6 +168,11 @@ class Device:
         """A connection that spoke for the device is gone."""
         self.liveness.detached(link, cause)
 
+    def presence_changed(self, transition: Transition) -> None:
+        """Its status is another one now."""
+        if self.logic is not None:
+            self.logic.presence_changed(transition)
+
     @property
     def listening(self) -> bool:
         """Whether the device can be sent something now."""
@@ -171,6 +187,11 @@ class Device:
             self.commands = CommandBook(self, self._services, self._host)
         return self.commands
 
+    def command_ended(self, command: Command) -> None:
+        """One of its commands has its last status."""
+        if self.logic is not None:
+            self.logic.command_ended(command)
+
     # ------------------------------------------------------------------ time and state
 
     def tick(self) -> None:
@@ -179,6 +200,8 @@ class Device:
         self.liveness.tick(now)
         if self.commands is not None:
             self.commands.expire(now)
+        if self.logic is not None:
+            self.logic.tick(now)
         if self._changed and now >= self._save_at:
             self.save()
         self._host.call_before(self.next_check())
@@ -188,6 +211,8 @@ class Device:
         due = self.liveness.next_check()
         if self.commands is not None:
             due = min(due, self.commands.next_deadline)
+        if self.logic is not None:
+            due = min(due, self.logic.next_due)
         if self._changed:
             due = min(due, self._save_at)
         return due
@@ -195,7 +220,12 @@ class Device:
     @property
     def forgettable(self) -> bool:
         """Whether the stored state is all there is to know, so that the device may leave memory."""
-        return not (self.liveness.connected or self._changed or (self.commands is not None and self.commands.open))
+        return not (
+            self.liveness.connected
+            or self._changed
+            or (self.commands is not None and self.commands.open)
+            or (self.logic is not None and not self.logic.forgettable)
+        )
 
     def snapshot(self) -> DeviceSnapshot:
         """The state as it is stored."""
@@ -218,10 +248,10 @@ class Device:
         self._save_at = self._services.clock() + self._services.rules.snapshot_interval
         self._services.writer.save_device(self.snapshot())
 
-    def restart_agent(self) -> None:
-        """Build the device logic anew, after it has raised."""
-        self._agent = self._new_agent()
-
-    def _new_agent(self) -> Agent | None:
-        agent_class = self._services.rules.agent_class
-        return None if agent_class is None else agent_class(self.id)
+    def _new_logic(self) -> Logic | None:
+        services = self._services
+        logic_class = services.logic_classes.get(self.profile)
+        if logic_class is None:
+            return None
+        agent_class, handlers = logic_class
+        return Logic(agent_class, handlers, BridgeWorld(self, services, self._host), services.logic_rules)

@@ -17,6 +17,7 @@ from bridge.topics import DEFAULT_STREAM
 
 Method = Callable[..., Awaitable[Any]]
 
+Marked = TypeVar("Marked", bound=Method)
 Payload = TypeVar("Payload", bound=Callable[[Any, Any], Awaitable[None]])
 OfPresence = TypeVar("OfPresence", bound=Callable[[Any, Transition], Awaitable[None]])
 OfResponse = TypeVar("OfResponse", bound=Callable[[Any, Command], Awaitable[None]])
@@ -76,8 +77,9 @@ def _marker(kind: str, of: str | float) -> Callable[[Any], Any]:
     return lambda method: _mark(method, kind, of)
 
 
-def _mark(method: Any, kind: str, of: str | float) -> Any:
-    if not inspect.iscoroutinefunction(method):
+def _mark(method: Marked, kind: str, of: str | float) -> Marked:
+    can_be_awaited: bool = inspect.iscoroutinefunction(method)
+    if not can_be_awaited:
         raise TypeError(f"{getattr(method, '__qualname__', method)} must be an `async def` method")
     method.__dict__.setdefault(_MARKS, []).append((kind, of))
     return method

@@ -29,6 +29,9 @@ class Subject(Protocol):
     def save(self) -> None:
         """Hand the state to the writer."""
 
+    def presence_changed(self, transition: Transition) -> None:
+        """Its status is another one now."""
+
 
 @final
 class Liveness:
@@ -124,3 +127,4 @@ class Liveness:
         body = {"status": status.value, "cause": cause, "epoch": epoch, "at": at}
         services.publish_json(self._device.id, "presence", body, qos=1, retain=True)
         self._device.save()  # in the same batch as the transition, so that no epoch is ever given twice
+        self._device.presence_changed(transition)

@@ -16,7 +16,7 @@ from bridge.agents.effects import Answer, Effects, Seat, StoredState
 from bridge.agents.handlers import Handlers
 from bridge.agents.limits import Limit
 from bridge.commands import Command, CommandStatus
-from bridge.errors import RefusedError, StorageError, StorageUnavailableError
+from bridge.errors import RefusedError, StorageUnavailableError
 from bridge.messages import Message
 from bridge.presence import Transition
 from bridge.readings import Reading
@@ -49,7 +49,7 @@ class LogicRules:
 class Job:
     """One thing that the agent is called for."""
 
-    __slots__ = ("args", "attribute", "command", "message", "readings", "stream", "timer", "title")
+    __slots__ = ("args", "attribute", "command", "handed_over", "message", "readings", "stream", "timer", "title")
 
     def __init__(
         self,
@@ -73,6 +73,8 @@ class Job:
         self.readings = readings
         self.command = command
         self.timer = timer
+        self.handed_over = False
+        """Whether its message is the writer's to settle."""
 
 
 class World(Protocol):
@@ -96,8 +98,8 @@ class World(Protocol):
     async def commit(self, job: Job, effects: Effects, state_name: str) -> None:
         """Store what `job` brought and what it caused, together, then see it on its way and settle the message.
 
-        Raises StorageError if it is refused for good (the message is taken care of), StorageUnavailableError if the
-        bridge stops before it is stored."""
+        Raises StorageUnavailableError if the bridge stops before it is stored, anything else if it is refused for
+        good; the message is taken care of in either case."""
 
     def refuse(self, job: Job, reason: str, text: str) -> None:
         """Nothing comes of `job`: its message becomes a dead letter, its command fails."""
@@ -209,12 +211,14 @@ class Logic:
         self._control.append(job)
         self._wake()
 
-    def tick(self, now: float) -> None:
-        """Call what is due by `now`. Builds the agent if that has not happened yet, so that its timers are known."""
+    def build(self) -> None:
+        """Build the agent before there is anything else to do for it, so that its timers run."""
         if not self._loaded:
             self._control.append(Job(f"{self._handlers.title}.start", ""))
             self._wake()
-            return
+
+    def tick(self, now: float) -> None:
+        """Call what is due by `now`."""
         for name, due in self._timers.items():
             if due <= now and name not in self._timers_waiting:
                 self._timers_waiting.add(name)
@@ -229,9 +233,14 @@ class Logic:
         )
 
     @property
-    def has_timers(self) -> bool:
-        """Whether the class has timers from the start, so that the agent must be built before anything comes in."""
+    def keeps_time(self) -> bool:
+        """Whether the class has timers of its own, which run as soon as the device is known."""
         return bool(self._handlers.every)
+
+    @property
+    def forgettable(self) -> bool:
+        """Whether the stored state is all there is to know: nothing is going on, and no timer is set."""
+        return self._task is None and not self._timers
 
     def _tell(self, attribute: str, arg: Any) -> None:
         if len(self._control) >= MAX_CONTROL:
@@ -268,8 +277,8 @@ class Logic:
                 job = (self._control or self._data).popleft()
                 await self._handle(job)
         except (asyncio.CancelledError, StorageUnavailableError) as error:
-            # The bridge stops: whatever is not committed stays with its sender.
-            for left in (*([job] if job else []), *self._control, *self._data):
+            # The bridge stops: whatever is not committed stays with its sender. What is handed over is the writer's.
+            for left in (*([job] if job and not job.handed_over else []), *self._control, *self._data):
                 if left.message is not None and left.message.receipt.outcome is None:
                     left.message.receipt.settle(Outcome.RETRY)
             self._control.clear()
@@ -316,7 +325,7 @@ class Logic:
     async def _begin(self, job: Job) -> tuple[Agent, Effects]:
         """The agent, built if need be, and where its effects are gathered."""
         if not self._loaded:
-            self._stored = await _patiently(lambda: self._world.load(self._state_name))
+            self._stored = await _patiently(lambda: self._world.load(self._class.stored_as()))
             self._timers = dict(self._stored.timers) if self._stored is not None else {}
             self._loaded = True
         agent = self._agent
@@ -378,10 +387,13 @@ class Logic:
         return fresh
 
     async def _commit(self, job: Job, effects: Effects) -> None:
+        job.handed_over = True
         try:
-            await self._world.commit(job, effects, self._state_name)
-        except StorageError as error:
-            log.error("what an agent did cannot be stored", handler=job.title, problem=str(error))  # noqa: TRY400 - the writer's log has the traceback
+            await self._world.commit(job, effects, self._class.stored_as())
+        except StorageUnavailableError:
+            raise
+        except Exception as error:
+            log.exception("what an agent did cannot be stored", handler=job.title, problem=str(error))
             self._reset(job)
             return
         if effects.state is not None:
@@ -403,10 +415,6 @@ class Logic:
             self._world.call_before(self.next_due)
 
     # ------------------------------------------------------------------ state and timers
-
-    @property
-    def _state_name(self) -> str:
-        return self._class.state_name or self._class.__name__
 
     def _state(self) -> Any:
         """A new instance of the last committed state."""

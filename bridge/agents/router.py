@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Final, final
 
 import structlog
@@ -21,6 +22,7 @@ from bridge.presence import Status
 from bridge.receipts import Receipt
 from bridge.storage import commands as stored_commands
 from bridge.storage import devices as stored_devices
+from bridge.storage.agents import waiting_for_time
 
 log = structlog.get_logger(__name__)
 
@@ -113,6 +115,12 @@ class Router:
         await self._recover_presence()
         for command in await services.writer.submit(_open_commands):
             self.cell(command.device_id).tell(_restorer(command))
+        names = [agent.stored_as() for agent, _ in services.logic_classes.values()]
+        if names:
+            now = services.clock()
+            for device_id, due in await services.loader.database.read(partial(waiting_for_time, agents=names)):
+                # Not all at once: each when its first timer is due.
+                services.wheel.call_after(max(0.0, due - now), partial(self._wake_for_timer, device_id))
 
     async def stop(self, timeout: float) -> None:
         """Handle what is in the mailboxes and hand every changed state to the writer. After `timeout` seconds the
@@ -132,6 +140,7 @@ class Router:
         for cell in cells:
             if cell.device is not None and not cell.device.forgettable:
                 cell.device.save()
+        await services.offload.stop()
 
     async def _recover_presence(self) -> None:
         """After a crash nobody knows what became of those who were online."""
@@ -148,6 +157,9 @@ class Router:
             body = {"status": Status.UNKNOWN.value, "cause": "restart", "epoch": epoch, "at": now}
             services.publish_json(device_id, "presence", body, qos=1, retain=True)
 
+    def _wake_for_timer(self, device_id: str) -> None:
+        self.cell(device_id).tell(_build_agent)
+
     def _new_cell(self, device_id: str) -> Cell:
         cell = self._cells[device_id] = Cell(device_id, self._services, self._forget)
         return cell
@@ -162,3 +174,8 @@ async def _open_commands(connection: AsyncConnection) -> list[Command]:
 
 def _restorer(command: Command) -> Callable[[Device], None]:
     return lambda device: device.book.restore(command)
+
+
+def _build_agent(device: Device) -> None:
+    if device.logic is not None:
+        device.logic.build()

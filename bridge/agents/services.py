@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import msgspec
 import structlog
 
 from bridge.agents.agent import Agent
+from bridge.agents.handlers import Handlers
 from bridge.agents.limits import Limit
+from bridge.agents.logic import LogicRules
+from bridge.agents.offload import Offload
 from bridge.agents.timers import TimerWheel
 from bridge.messages import Kind, Publish
 from bridge.profiles import Profile, Profiles
@@ -43,8 +46,11 @@ class Rules:
     snapshot_interval: float = 5.0
     command_ttl: float = 60.0
     command_max_ttl: float = 86_400.0
-    agent_class: type[Agent] | None = None
-    """Device logic; None when the bridge only stores and commands."""
+    handler_timeout: float = 30.0
+    offload_workers: int | None = None
+    """Processes, and as many threads, for work that must not hold up the event loop; None: by the processors."""
+    agents: Mapping[str, type[Agent]] = field(default_factory=dict)
+    """Device logic: for a profile the class of its devices' agents. Other devices are stored and commanded only."""
 
 
 @final
@@ -71,7 +77,10 @@ class Services:
         "census",
         "clock",
         "loader",
+        "logic_classes",
+        "logic_rules",
         "loop",
+        "offload",
         "profiles",
         "publish",
         "rules",
@@ -100,6 +109,10 @@ class Services:
         self.loop = asyncio.get_running_loop()
         self.wheel = TimerWheel(self.loop.time)
         self.census = Census()
+        self.offload = Offload(rules.offload_workers)
+        self.logic_classes = {profile: (agent, Handlers(agent)) for profile, agent in rules.agents.items()}
+        """By profile. (Raises TypeError that says what is wrong with a class.)"""
+        self.logic_rules = LogicRules(rules.handler_timeout, rules.restarts, rules.restart_window, rules.mailbox_limit)
         self.publish: Publish
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         """By command id: who waits for its next status."""

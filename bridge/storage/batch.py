@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.receipts import Outcome, Receipt
 from bridge.storage import bulk
+from bridge.storage.agents import AgentState
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.devices import DeviceSnapshot
 from bridge.storage.tables import telemetry
@@ -82,21 +83,28 @@ class Letter(Work):
 
 @final
 class Change(Work):
-    """Free statements. `letter` is kept instead if the database refuses them."""
+    """Free statements. `letter` is kept instead if the database refuses them.
 
-    __slots__ = ("future", "letter", "result", "run")
+    The readings of one message and an agent's state may belong to it: all of it is stored, or nothing."""
+
+    __slots__ = ("agent", "future", "letter", "readings", "result", "run", "size")
 
     def __init__(
         self,
-        run: Callable[[AsyncConnection], Awaitable[Any]],
+        run: Callable[[AsyncConnection], Awaitable[Any]] | None,
         receipt: Receipt | None,
         letter: DeadLetter | None,
         future: asyncio.Future[Any],
+        readings: int = 0,
+        agent: AgentState | None = None,
     ) -> None:
         super().__init__(receipt)
         self.run = run
         self.letter = letter
         self.future = future
+        self.readings = readings
+        self.agent = agent
+        self.size = 1 + readings
         self.result: Any = None
 
 
@@ -142,7 +150,7 @@ class Batch:
     @property
     def has_changes(self) -> bool:
         """Whether storing it twice would not be the same as storing it once."""
-        return any(isinstance(work, Change) for work in self.work)
+        return any(isinstance(work, Change) and work.run is not None for work in self.work)
 
     # ------------------------------------------------------------------ into the database
 
@@ -154,7 +162,7 @@ class Batch:
         if self.rows and counts[0] * WIDTH != len(self.rows):
             self.duplicates = await self._find_duplicates(connection)
         for work in self.work:
-            if isinstance(work, Change):
+            if isinstance(work, Change) and work.run is not None:
                 work.result = await work.run(connection)
 
     def _inserts(self) -> Iterator[tuple[bulk.Insert, list[Any]]]:
@@ -166,6 +174,7 @@ class Batch:
         transitions: list[Any] = []
         statuses: dict[str, tuple[Any, ...]] = {}
         letters: list[Any] = []
+        agents: dict[tuple[str, str], AgentState] = {}
         for work in self.work:
             if isinstance(work, Save):
                 snapshots[work.snapshot.device_id] = work.snapshot
@@ -175,6 +184,8 @@ class Batch:
                 statuses[device_id] = (device_id, at, at, status, epoch)
             elif isinstance(work, Letter):
                 letters += work.values
+            elif isinstance(work, Change) and work.agent is not None:
+                agents[work.agent.device_id, work.agent.agent] = work.agent
         if snapshots:
             yield bulk.DEVICES, [value for snapshot in snapshots.values() for value in _device_row(snapshot)]
         if transitions:
@@ -182,6 +193,8 @@ class Batch:
             yield bulk.DEVICE_STATUS, [value for row in statuses.values() for value in row]
         if letters:
             yield bulk.DEAD_LETTERS, letters
+        if agents:
+            yield bulk.AGENT_STATES, [value for agent in agents.values() for value in agent]
 
     async def _find_duplicates(self, connection: AsyncConnection) -> frozenset[int]:
         ids = self.rows[::WIDTH]

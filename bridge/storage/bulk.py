@@ -140,6 +140,12 @@ DEVICE_STATUS: Final = Insert(
 
 PRESENCE: Final = Insert(tables.presence, ("device_id", "epoch", "status", "cause", "at"), "ON CONFLICT DO NOTHING")
 
+AGENT_STATES: Final = Insert(
+    tables.agent_states,
+    ("device_id", "agent", "version", "state", "timers", "due"),
+    "ON CONFLICT (device_id, agent) DO UPDATE SET version = excluded.version, state = excluded.state,"
+    " timers = excluded.timers, due = excluded.due",
+)
 DEAD_LETTERS: Final = Insert(
     tables.dead_letters,
     ("id", "at", "topic", "device_id", "reason", "error", "payload", "size"),

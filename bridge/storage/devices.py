@@ -66,7 +66,7 @@ class DeviceLoader:
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
         self._wanted: dict[str, list[asyncio.Future[DeviceSnapshot | None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self.queries = 0
@@ -91,14 +91,14 @@ class DeviceLoader:
 
     async def _answer(self, wanted: dict[str, list[asyncio.Future[DeviceSnapshot | None]]]) -> None:
         self.queries += 1
-        statement = _LOAD[self._database.dialect]
+        statement = _LOAD[self.database.dialect]
         ids = {"ids": msgspec.json.encode(list(wanted)).decode()}
 
         async def query(connection: AsyncConnection) -> list[DeviceSnapshot]:
             return [_snapshot(row) for row in await connection.execute(statement, ids)]
 
         try:
-            found = {snapshot.device_id: snapshot for snapshot in await self._database.read(query)}
+            found = {snapshot.device_id: snapshot for snapshot in await self.database.read(query)}
         except Exception as error:  # noqa: BLE001 - it is raised where the result is waited for
             for futures in wanted.values():
                 for future in futures:

@@ -135,6 +135,20 @@ cursors: Final = Table(
     Column("position", BigInteger, nullable=False),
 )
 
+agent_states: Final = Table(
+    "agent_states",
+    metadata,
+    Column("device_id", Text, primary_key=True),
+    # The agent class, as it calls itself: another class's state is not its.
+    Column("agent", Text, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("state", JSON, nullable=False),
+    # For each method that a timer will call the time, and the earliest of them.
+    Column("timers", JSON, nullable=False, server_default="{}"),
+    Column("due", Double),
+    Index("agent_states_due", "due", sqlite_where=text("due IS NOT NULL"), postgresql_where=text("due IS NOT NULL")),
+)
+
 commands: Final = Table(
     "commands",
     metadata,

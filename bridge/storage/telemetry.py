@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.storage.tables import telemetry
+from bridge.storage.tables import message_ids, telemetry
+
+_IDS_AT_ONCE: Final = 500
+"""In one query."""
 
 
 class StoredReading(NamedTuple):
@@ -39,6 +43,21 @@ async def readings(
     if until is not None:
         query = query.where(telemetry.c.ts < until)
     return [StoredReading(*row) for row in await connection.execute(query)]
+
+
+async def known_ids(connection: AsyncConnection, device_id: str, stream: str, ids: Sequence[str]) -> set[str]:
+    """Which of these are ids of stored readings of the stream."""
+    # Where the writer looks as well.
+    table = message_ids if connection.dialect.name == "postgresql" else telemetry
+    known: set[str] = set()
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        query = select(table.c.message_id).where(
+            table.c.device_id == device_id,
+            table.c.stream == stream,
+            table.c.message_id.in_(ids[start : start + _IDS_AT_ONCE]),
+        )
+        known.update((await connection.execute(query)).scalars())
+    return known
 
 
 async def count(connection: AsyncConnection, device_id: str, stream: str) -> int:

@@ -24,6 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from bridge.errors import CircuitOpenError, StorageUnavailableError
 from bridge.receipts import Receipt
+from bridge.storage.agents import AgentState
 from bridge.storage.batch import Batch, Change, Letter, Readings, Save, Transition
 from bridge.storage.commit import Commit
 from bridge.storage.database import Database, backoff
@@ -182,13 +183,7 @@ class Writer:
     def add_readings(self, rows: list[tuple[str, str, float, float, str | None, str]], receipt: Receipt | None) -> None:
         """Store the readings of one message, values as in `add_reading`. `receipt` becomes COMMITTED if any of them
         was new, else DEDUPLICATED."""
-        batch = self._rows.open
-        row_id = self._last_id
-        for row in rows:
-            row_id += 1
-            batch.rows.append(row_id)
-            batch.rows += row
-        self._last_id = row_id
+        self._append(rows)
         self._add(Readings(len(rows), receipt))
 
     def save_device(self, snapshot: DeviceSnapshot) -> None:
@@ -268,6 +263,35 @@ class Writer:
         if not left:
             future.set_result(None)
         return future
+
+    def add_together(
+        self,
+        rows: list[tuple[str, str, float, float, str | None, str]],
+        change: Callable[[AsyncConnection], Awaitable[T]] | None,
+        agent: AgentState | None,
+        receipt: Receipt | None = None,
+        letter: DeadLetter | None = None,
+    ) -> asyncio.Future[T | None]:
+        """Store the readings of one message (values as in `add_reading`), what `change` does and an agent's state: all
+        of it or nothing, in order with the other rows.
+
+        The future has the result of `change` after the COMMIT; then `receipt` becomes COMMITTED, or DEDUPLICATED if
+        all readings are known. If the database refuses any of it the future has the exception, nothing is stored, and
+        the receipt becomes DEAD_LETTERED with `letter`'s topic, device and payload kept.
+        """
+        self._append(rows)
+        future: asyncio.Future[T | None] = self._loop.create_future()
+        self._add(Change(change, receipt, letter, future, len(rows), agent))
+        return future
+
+    def _append(self, rows: list[tuple[str, str, float, float, str | None, str]]) -> None:
+        batch = self._rows.open
+        row_id = self._last_id
+        for row in rows:
+            row_id += 1
+            batch.rows.append(row_id)
+            batch.rows += row
+        self._last_id = row_id
 
     def _add(self, work: Readings | Save | Transition | Letter | Change) -> None:
         self._rows.open.add(work)

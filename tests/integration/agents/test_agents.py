@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from bridge.agents.agent import Agent
 from bridge.agents.services import Rules
 from bridge.commands import CommandRequest, CommandStatus
-from bridge.readings import Reading
 from bridge.receipts import Outcome
 from bridge.storage import commands as stored
 from bridge.storage import tables
@@ -114,36 +112,6 @@ async def test_rubbish_becomes_a_dead_letter_the_device_is_told_and_the_next_rea
         assert (bad.outcome, good.outcome) == (Outcome.DEAD_LETTERED, Outcome.COMMITTED)
         assert await count(built, tables.dead_letters) == 1
         assert [body["reason"] for body in built.bodies("devices/d1/error")] == ["not_json"]
-
-
-class Fragile(Agent):
-    """Raises on the stream `boom`."""
-
-    built = 0
-
-    def __init__(self, device_id: str) -> None:
-        super().__init__(device_id)
-        Fragile.built += 1
-
-    def on_reading(self, stream: str, reading: Reading) -> None:
-        if stream == "boom":
-            raise ZeroDivisionError("on purpose")
-
-
-async def test_an_agent_that_raises_is_restarted_up_to_a_limit_and_nobody_else_notices(url: str) -> None:
-    Fragile.built = 0
-    async with house(url, Rules(agent_class=Fragile, restarts=3, restart_window=60.0)) as built:
-        booms = [built.receive("devices/sick/telemetry/boom", b"{}") for _ in range(3)]
-        await until(lambda: all(receipt.outcome for receipt in booms))
-        assert {receipt.outcome for receipt in booms} == {Outcome.DEAD_LETTERED}
-        assert Fragile.built == 4
-        over_the_limit = built.receive("devices/sick/telemetry", b'{"fine": 1}')
-        healthy = built.receive("devices/well/telemetry", b'{"fine": 1}')
-        await until(lambda: over_the_limit.outcome and healthy.outcome)
-        assert over_the_limit.outcome is Outcome.DEAD_LETTERED
-        assert healthy.outcome is Outcome.COMMITTED
-        reasons = [body["reason"] for body in built.bodies("devices/sick/error")]
-        assert reasons == ["agent_error"] * 3 + ["agent_failed"]
 
 
 async def test_qos_0_over_the_mailbox_limit_is_dropped_and_counted(url: str) -> None:

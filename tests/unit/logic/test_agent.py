@@ -249,7 +249,8 @@ async def test_an_agent_is_started_whenever_it_is_built() -> None:
     async with harness(Slow) as device:
         await device.telemetry([{}, {}])
         await device.restart()
-        assert device.state == Slow.State(count=2, started=2)
+        await device.telemetry({})
+        assert device.state == Slow.State(count=3, started=2)
 
 
 async def test_effects_come_from_a_running_handler_and_are_limited() -> None:

@@ -1,0 +1,313 @@
+"""Device logic on a real database: one commit for what a message brought and what it caused, or none of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+from sqlalchemy import select, text
+
+from bridge import Agent, Command, Transition, every, on
+from bridge.agents.services import Rules
+from bridge.receipts import Outcome, Receipt
+from bridge.storage import tables
+from tests.integration.agents.house import House, Line, house
+from tests.integration.agents.test_agents import count, until
+
+
+class Reading(msgspec.Struct):
+    temperature: float = 0.0
+    wait: bool = False
+    forever: bool = False
+    broken: bool = False
+    command: bool = False
+    huge: bool = False
+
+
+class Freezer(Agent):
+    """Counts what it is called for, and does what the readings ask for."""
+
+    gate: asyncio.Event
+    calls = 0
+
+    class State(msgspec.Struct):
+        count: int = 0
+        told: list[str] = []
+
+    @on.telemetry()
+    async def reading(self, m: Reading) -> None:
+        Freezer.calls += 1
+        self.state.count += 1
+        if m.wait:
+            await Freezer.gate.wait()
+        if m.forever:
+            await asyncio.Event().wait()
+        if m.command:
+            await self.command("compressor", {"on": True})
+            await self.publish(self.topic("alarm"), {"count": self.state.count})
+        if m.huge:
+            self.state.told = ["x" * 300_000]
+        if m.broken:
+            raise ZeroDivisionError("on purpose")
+
+    @on.presence
+    async def presence(self, change: Transition) -> None:
+        self.state.told.append(change.status.value)
+
+    @on.response("compressor")
+    async def answered(self, command: Command) -> None:
+        self.state.told.append(f"{command.status.value} {command.result}")
+
+
+RULES = Rules(agents={"default": Freezer}, handler_timeout=5.0)
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def gate() -> AsyncIterator[asyncio.Event]:
+    """What a reading with `wait` waits for."""
+    Freezer.gate = asyncio.Event()
+    Freezer.calls = 0
+    yield Freezer.gate
+    Freezer.gate.set()
+
+
+async def stored(built: House, device_id: str = "f1", agent: str = "Freezer") -> Any:
+    """The state in the database, None if there is none."""
+
+    async def read(connection: Any) -> Any:
+        state = tables.agent_states.c.state
+        query = select(state).where(tables.agent_states.c.device_id == device_id, tables.agent_states.c.agent == agent)
+        found = (await connection.execute(query)).scalar_one_or_none()
+        return None if found is None else msgspec.json.decode(found)
+
+    return await built.database.read(read)
+
+
+def send(built: House, payload: Any, name: str = "telemetry", device: str = "f1", qos: int = 1) -> Receipt:
+    return built.receive(f"devices/{device}/{name}", msgspec.json.encode(payload), qos)
+
+
+async def settled(*receipts: Receipt) -> set[Outcome | None]:
+    await until(lambda: all(receipt.outcome for receipt in receipts))
+    return {receipt.outcome for receipt in receipts}
+
+
+async def test_state_and_readings_are_committed_together_in_order(url: str) -> None:
+    async with house(url, RULES) as built:
+        receipts = [send(built, {"temperature": n}, device=f"f{n % 3}") for n in range(30)]
+        assert await settled(*receipts) == {Outcome.COMMITTED}
+        for n in range(3):
+            assert await stored(built, f"f{n}") == {"count": 10, "told": []}
+        assert await count(built, tables.telemetry) == 30
+        device = built.router.find("f1")
+        assert device is not None
+        assert (device.messages, device.streams["default"].payload) == (10, '{"temperature":28}')
+
+
+async def test_state_survives_a_restart(url: str) -> None:
+    async with house(url, RULES) as built:
+        await settled(send(built, {}))
+    async with house(url, RULES) as built:
+        await settled(send(built, [{}, {}]))
+        assert await stored(built) == {"count": 3, "told": []}
+
+
+async def test_a_handler_that_raises_leaves_a_dead_letter_and_nothing_else(url: str) -> None:
+    rules = Rules(agents={"default": Freezer}, restarts=2)
+    async with house(url, rules) as built:
+        good = send(built, {"command": True})
+        bad = [send(built, [{"command": True}, {"broken": True}]) for _ in range(2)]
+        resting = send(built, {})
+        healthy = send(built, {}, device="f2")
+        assert await settled(good, healthy) == {Outcome.COMMITTED}
+        assert await settled(*bad, resting) == {Outcome.DEAD_LETTERED}
+        assert [body["reason"] for body in built.bodies("devices/f1/error")] == ["agent_error"] * 2 + ["agent_failed"]
+        assert "Freezer.reading: ZeroDivisionError: on purpose" in built.bodies("devices/f1/error")[0]["error"]
+        assert (await stored(built))["count"] == 1
+        assert await count(built, tables.commands) == 1
+        assert built.bodies("devices/f1/alarm") == [{"count": 1}]
+        assert await count(built, tables.telemetry) == 2
+        assert built.services.census.restarts == 2
+
+
+@pytest.mark.parametrize("payload", [{"temperature": "x"}, {"huge": True}, {"forever": True}])
+async def test_what_cannot_be_handled_is_a_dead_letter(url: str, payload: Any) -> None:
+    async with house(url, Rules(agents={"default": Freezer}, handler_timeout=0.05)) as built:
+        assert await settled(send(built, payload)) == {Outcome.DEAD_LETTERED}
+        error = built.bodies("devices/f1/error")[0]
+        wanted = {
+            "temperature": ("wrong_type", "Expected `float`, got `str` - at `$.temperature`"),
+            "huge": ("agent_error", "Freezer.reading: ValueError: the state has 300"),
+            "forever": ("agent_error", "Freezer.reading: TimeoutError: not done within 0.05 s"),
+        }[next(iter(payload))]
+        assert (error["reason"], error["error"][: len(wanted[1])]) == wanted
+        assert await stored(built) is None
+        assert await count(built, tables.telemetry) == 0
+
+
+async def test_a_redelivered_reading_causes_nothing_also_after_a_restart(url: str) -> None:
+    async with house(url, RULES) as built:
+        first = send(built, {"id": "a", "command": True})
+        again = send(built, {"id": "a", "command": True})
+        assert await settled(first) == {Outcome.COMMITTED}
+        assert await settled(again) == {Outcome.DEDUPLICATED}
+    async with house(url, RULES) as built:
+        assert await settled(send(built, {"id": "a", "command": True})) == {Outcome.DEDUPLICATED}
+        partly = send(built, [{"id": "a"}, {"id": "b"}, {"id": "b"}])
+        assert await settled(partly) == {Outcome.COMMITTED}
+        assert (await stored(built))["count"] == 2
+        assert await count(built, tables.commands) == 1
+        assert await count(built, tables.telemetry) == 2
+
+
+async def test_the_device_s_protocol_goes_on_while_a_handler_waits(url: str, gate: asyncio.Event) -> None:
+    rules = Rules(agents={"default": Freezer}, ping_interval=0.1, mailbox_limit=2)
+    async with house(url, rules) as built:
+        built.router.attached("f1", Line(), listening=True)
+        waiting = [send(built, {"wait": True}), send(built, {}), send(built, {})]
+        await until(lambda: Freezer.calls == 1)
+        over = send(built, {}, qos=0)
+        other_stream = send(built, {"x": 1}, "telemetry/other")
+        other_device = send(built, {}, device="f2")
+        assert await settled(other_stream, other_device) == {Outcome.COMMITTED}
+        await until(lambda: built.bodies("devices/f1/ping"))
+        built.receive("devices/f1/pong", b"{}", qos=0)
+        assert (over.outcome, [receipt.outcome for receipt in waiting]) == (Outcome.DROPPED, [None] * 3)
+        device = built.router.find("f1")
+        assert device is not None
+        assert device.logic is not None
+        assert device.logic.doing == "Freezer.reading"
+        gate.set()
+        assert await settled(*waiting) == {Outcome.COMMITTED}
+        # Presence was told before the readings that had waited.
+        assert (await stored(built)) == {"count": 3, "told": ["online"]}
+
+
+async def test_commands_go_out_after_the_commit_and_their_end_comes_back(url: str) -> None:
+    async with house(url, RULES) as built:
+        built.router.attached("f1", Line(), listening=True)
+        await settled(send(built, {"command": True}))
+        await until(lambda: built.bodies("devices/f1/command/request"))
+        request = built.bodies("devices/f1/command/request")[0]
+        assert (request["name"], request["args"]) == ("compressor", {"on": True})
+        send(built, {"id": request["id"], "status": "succeeded", "result": 7}, "command/response")
+
+        async def told() -> bool:
+            state = await stored(built)
+            return "succeeded 7" in state["told"]
+
+        for _ in range(500):
+            if await told():
+                break
+            await asyncio.sleep(0.01)
+        assert await told()
+        assert built.bodies("devices/f1/command/status")[0]["cause"] == "agent"
+
+
+class Watchdog(Agent):
+    class State(msgspec.Struct):
+        checks: int = 0
+
+    @every(seconds=1)
+    async def check(self) -> None:
+        self.state.checks += 1
+
+    @on.telemetry()
+    async def reading(self, m: Any) -> None:
+        self.after(0.3, self.quiet)
+
+    async def quiet(self) -> None:
+        await self.publish(self.topic("quiet"), {})
+
+
+async def test_timers_run_without_messages_and_are_taken_up_after_a_restart(url: str) -> None:
+    rules = Rules(agents={"default": Watchdog}, sleep_after=0.05, evict_after=0.05, snapshot_interval=0.05)
+    async with house(url, rules) as built:
+        await settled(send(built, {}))
+    async with house(url, rules) as built:
+        await until(lambda: built.bodies("devices/f1/quiet"))
+        await until(lambda: built.router.find("f1") is not None)
+
+        async def checks() -> int:
+            return int((await stored(built, agent="Watchdog"))["checks"])
+
+        before = await checks()
+        for _ in range(600):
+            if await checks() > before:
+                break
+            await asyncio.sleep(0.01)
+        assert await checks() > before
+        assert len(built.bodies("devices/f1/quiet")) == 1
+
+
+@pytest.mark.parametrize("state", ['{"count": "many"}', '{"count": 1}'])
+async def test_a_state_that_cannot_be_read_is_kept_and_every_message_is_a_dead_letter(url: str, state: str) -> None:
+    version = 1 if "many" in state else 2
+    async with house(url, RULES) as built:
+
+        async def put(connection: Any) -> None:
+            await connection.execute(
+                tables.agent_states.insert().values(
+                    device_id="f1", agent="Freezer", version=version, state=state, timers="{}"
+                )
+            )
+
+        await built.writer.submit(put)
+        assert await settled(send(built, {}), send(built, {})) == {Outcome.DEAD_LETTERED}
+        assert {body["reason"] for body in built.bodies("devices/f1/error")} == {"bad_state"}
+        assert await stored(built) == msgspec.json.decode(state)
+        assert await count(built, tables.telemetry) == 0
+        # Streams that the agent does not handle are stored all the same.
+        assert await settled(send(built, {}, "telemetry/other")) == {Outcome.COMMITTED}
+
+
+async def test_what_the_database_refuses_takes_the_state_with_it(url: str, kind: str) -> None:
+    async with house(url, RULES) as built:
+        await settled(send(built, {}))
+        # A table that will not take any more: the readings and the state of one message stand or fall together.
+        trigger = {
+            "sqlite": "CREATE TRIGGER no BEFORE INSERT ON commands BEGIN SELECT RAISE(ABORT, 'no commands'); END",
+            "postgresql": "ALTER TABLE commands ADD CONSTRAINT no CHECK (false)",
+        }[kind]
+
+        async def forbid(connection: Any) -> None:
+            await connection.execute(text(trigger))
+
+        await built.writer.submit(forbid)
+        bad, good = send(built, {"command": True}), send(built, {})
+        assert await settled(bad) == {Outcome.DEAD_LETTERED}
+        assert await settled(good) == {Outcome.COMMITTED}
+        assert (await stored(built))["count"] == 2
+        assert await count(built, tables.telemetry) == 2
+        async with asyncio.timeout(5):
+            letters = await built.database.read(_reasons)
+        assert letters == [("not_storable", "devices/f1/telemetry")]
+
+
+async def _reasons(connection: Any) -> list[tuple[str, str]]:
+    query = select(tables.dead_letters.c.reason, tables.dead_letters.c.topic)
+    return [(reason, topic) for reason, topic in await connection.execute(query)]
+
+
+async def test_stopping_waits_for_what_is_being_handled_and_leaves_the_rest_with_its_sender(
+    url: str, gate: asyncio.Event
+) -> None:
+    async with house(url, RULES) as built:
+        done = send(built, {"wait": True})
+        await until(lambda: Freezer.calls == 1)
+        asyncio.get_running_loop().call_later(0.1, gate.set)
+        await built.router.stop(5.0)
+        assert done.outcome is Outcome.COMMITTED
+    gate.clear()
+    async with house(url, RULES) as built:
+        left = [send(built, {"wait": True}), send(built, {})]
+        await until(lambda: Freezer.calls == 2)
+        await built.router.stop(0.1)
+        assert await settled(*left) == {Outcome.RETRY}
+    async with house(url, RULES) as built:
+        assert (await stored(built))["count"] == 1
+        assert await count(built, tables.telemetry) == 1
