@@ -14,6 +14,7 @@ from typing import Any, final
 import structlog
 
 from bridge import __version__, descriptors, instruments, ports
+from bridge.agents.discovery import find_agent
 from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
 from bridge.broker.broker import EmbeddedBroker
@@ -275,6 +276,9 @@ def _rules(settings: Settings) -> Rules:
         restarts=agent.restarts,
         restart_window=agent.restart_window,
         snapshot_interval=agent.snapshot_interval,
+        handler_timeout=agent.handler_timeout,
+        offload_workers=agent.offload_workers,
+        agents={profile: find_agent(name) for profile, name in agent.classes.items()},
         command_ttl=command.ttl,
         command_max_ttl=command.max_ttl,
     )

@@ -28,6 +28,9 @@ def install(bridge: Bridge) -> None:
     metrics.counter("bridge_presence_transitions", "Changes of presence.", lambda: census.transitions)
     metrics.counter("bridge_agent_restarts", "Agents built anew after an error.", lambda: census.restarts)
     metrics.gauges("bridge_agents", "Agents in memory.", "activity", bridge.router.activity)
+    offload = bridge.services.offload
+    metrics.gauge("bridge_offload_running", "Functions that device logic has offloaded.", lambda: offload.running)
+    metrics.gauge("bridge_offload_waiting", "Those that wait for a free worker.", lambda: offload.waiting)
     metrics.gauge("bridge_writer_pending", "Rows and changes that wait for a commit.", lambda: writer.pending)
     metrics.counter("bridge_writer_batches", "Committed batches.", lambda: writer.stats.batches)
     metrics.counter("bridge_writer_rows", "Committed rows.", lambda: writer.stats.rows)

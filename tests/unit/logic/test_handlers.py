@@ -47,8 +47,8 @@ class TwoForOne(Agent):
 
 
 class NoParameter(Agent):
-    @on.telemetry()
-    async def one(self) -> None: ...  # type: ignore[type-var]  # that is the mistake
+    @on.telemetry()  # type: ignore[type-var]  # that is the mistake
+    async def one(self) -> None: ...
 
 
 class Unknown(Agent):
@@ -90,8 +90,8 @@ def test_what_is_wrong_with_a_class_is_said_with_the_method_s_name(agent: type[A
 def test_mistakes_that_show_when_the_class_is_written() -> None:
     with pytest.raises(TypeError, match="must be an `async def` method"):
 
-        @on.presence
-        def seen(self: Any, change: Any) -> None: ...  # type: ignore[type-var]  # that is the mistake
+        @on.presence  # type: ignore[type-var]  # that is the mistake
+        def seen(self: Any, change: Any) -> None: ...
 
     with pytest.raises(ValueError, match="too often"):
         every(seconds=0.5)
@@ -153,12 +153,12 @@ def test_mypy_in_strict_mode_knows_the_state_and_every_wrong_line_is_an_error(tm
         check=False,
         cwd=Path(__file__).parents[3],
     )
-    found = {}
+    found: dict[int, str] = {}
     for line in done.stdout.splitlines():
         _, number, kind, text = line.split(":", 3)
         if "error" in kind:
             found[int(number)] = text
     wanted = {n: line.split("# E: ")[1] for n, line in enumerate(WRONG.splitlines(), 1) if "# E: " in line}
     assert found.keys() == wanted.keys(), done.stdout
-    for number, text in wanted.items():
-        assert text in found[number]
+    for line_number, expected in wanted.items():
+        assert expected in found[line_number]
