@@ -150,13 +150,15 @@ class Bridge:
         self.rollups = Rollups(self.database, lambda: self.writer.congested)
 
         topics = Topics(settings.topic_root)
+        profiles = settings.complete_profiles()
         self.services = Services(
             writer=self.writer,
             loader=DeviceLoader(self.database),
             topics=topics,
             rules=_rules(settings),
             clock=time.time,
-            profiles=settings.complete_profiles(),
+            profiles=profiles,
+            agents={profile.agent: find_agent(profile.agent) for profile in profiles if profile.agent},
         )
         self.router = Router(self.services)
         self.broker = EmbeddedBroker(
@@ -278,7 +280,6 @@ def _rules(settings: Settings) -> Rules:
         snapshot_interval=agent.snapshot_interval,
         handler_timeout=agent.handler_timeout,
         offload_workers=agent.offload_workers,
-        agents={profile: find_agent(name) for profile, name in agent.classes.items()},
         command_ttl=command.ttl,
         command_max_ttl=command.max_ttl,
     )

@@ -250,7 +250,7 @@ class Device:
 
     def _new_logic(self) -> Logic | None:
         services = self._services
-        logic_class = services.logic_classes.get(self.profile)
+        logic_class = services.logic_classes.get(self.profile.agent)
         if logic_class is None:
             return None
         agent_class, handlers = logic_class

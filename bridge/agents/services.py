@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, final
 
 import msgspec
@@ -49,8 +49,6 @@ class Rules:
     handler_timeout: float = 30.0
     offload_workers: int | None = None
     """Processes, and as many threads, for work that must not hold up the event loop; None: by the processors."""
-    agents: Mapping[str, type[Agent]] = field(default_factory=dict)
-    """Device logic: for a profile the class of its devices' agents. Other devices are stored and commanded only."""
 
 
 @final
@@ -98,8 +96,10 @@ class Services:
         rules: Rules,
         clock: Callable[[], float],
         profiles: Profiles | None = None,
+        agents: Mapping[str, type[Agent]] | None = None,
     ) -> None:
-        """Without `profiles` all devices are alike, as `rules` has it."""
+        """Without `profiles` all devices are alike, as `rules` has it. `agents` are the classes of device logic, by
+        what `Profile.agent` calls them."""
         self.writer = writer
         self.loader = loader
         self.topics = topics
@@ -110,8 +110,8 @@ class Services:
         self.wheel = TimerWheel(self.loop.time)
         self.census = Census()
         self.offload = Offload(rules.offload_workers)
-        self.logic_classes = {profile: (agent, Handlers(agent)) for profile, agent in rules.agents.items()}
-        """By profile. (Raises TypeError that says what is wrong with a class.)"""
+        self.logic_classes = {name: (agent, Handlers(agent)) for name, agent in (agents or {}).items()}
+        """By `Profile.agent`."""
         self.logic_rules = LogicRules(rules.handler_timeout, rules.restarts, rules.restart_window, rules.mailbox_limit)
         self.publish: Publish
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}

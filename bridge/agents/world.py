@@ -14,6 +14,7 @@ from bridge.agents.effects import Effects, Seat, StoredState
 from bridge.agents.logic import Job
 from bridge.agents.services import Services
 from bridge.commands import Command, CommandRequest, new_command
+from bridge.profiles import Profile
 from bridge.readings import Reading
 from bridge.storage.agents import AgentState, load_agent
 from bridge.storage.deadletters import DeadLetter
@@ -28,6 +29,7 @@ class Subject(Protocol):
     """The device that an agent is for."""
 
     id: str
+    profile: Profile
 
     @property
     def book(self) -> CommandBook:
@@ -65,10 +67,10 @@ class BridgeWorld:
         )
 
     def _new_command(self, name: str, args: Any, ttl: float | None) -> Command:
-        rules = self._services.rules
+        profile = self._device.profile
         request = CommandRequest(name, args, ttl=ttl)
         return new_command(
-            self._device.id, request, self._services.clock(), ttl=rules.command_ttl, max_ttl=rules.command_max_ttl
+            self._device.id, request, self._services.clock(), ttl=profile.command_ttl, max_ttl=profile.command_max_ttl
         )
 
     # ------------------------------------------------------------------ from the database

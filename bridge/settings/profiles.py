@@ -24,8 +24,10 @@ class ProfileSection(Section):
     match: tuple[str, ...] = Field(
         (), description='Patterns of device ids, as ["freezer-*"]: unknown devices with such an id get this profile.'
     )
-    agent: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")] | None = Field(
-        None, description='Device logic, as "module:Class"; "" for none.'
+    agent: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|[\w.-]+)?$")] | None = Field(
+        None,
+        description='Device logic, as "package.module:Class" or by the name under which an installed package has'
+        ' registered it; "" for none.',
     )
     ping_interval: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         None, description="Seconds of silence after which a device is pinged; 0 for devices that answer no pings."

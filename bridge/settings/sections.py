@@ -170,11 +170,6 @@ class Agent(Section):
     snapshot_interval: Seconds = Field(
         5.0, description="Seconds between two stored states of a busy device: what a crash makes it forget."
     )
-    classes: dict[str, str] = Field(
-        default_factory=dict,
-        description="Device logic: for a profile the class of its devices' agents, as"
-        ' {default = "package.module:Class"}, or the name under which a package has registered it.',
-    )
     handler_timeout: Seconds = Field(
         30.0, description="Seconds that a handler of device logic may take; then it is cancelled and has failed."
     )

@@ -10,9 +10,11 @@ from typing import Any
 
 import msgspec
 
+from bridge.agents.agent import Agent
 from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
 from bridge.messages import Message
+from bridge.profiles import Profile, Profiles
 from bridge.receipts import Ledger, Receipt
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
@@ -44,14 +46,22 @@ class Line:
 class House:
     """The agents' room with its doors open."""
 
-    def __init__(self, database: Database, writer: Writer, rules: Rules) -> None:
+    def __init__(self, database: Database, writer: Writer, rules: Rules, agent: type[Agent] | None) -> None:
         self.database = database
         self.writer = writer
         self.ledger = Ledger()
         self.topics = Topics()
         self.sent: list[Sent] = []
         self.services = Services(
-            writer=writer, loader=DeviceLoader(database), topics=self.topics, rules=rules, clock=time.time
+            writer=writer,
+            loader=DeviceLoader(database),
+            topics=self.topics,
+            rules=rules,
+            clock=time.time,
+            profiles=None
+            if agent is None
+            else Profiles([Profile(agent="the agent", ping_interval=rules.ping_interval)]),
+            agents=None if agent is None else {"the agent": agent},
         )
         self.services.publish = self.publish
         self.router = Router(self.services)
@@ -85,15 +95,15 @@ class House:
 
 
 @asynccontextmanager
-async def house(url: str, rules: Rules | None = None) -> AsyncIterator[House]:
-    """A running house on a migrated database, which may hold an earlier one's data."""
+async def house(url: str, rules: Rules | None = None, agent: type[Agent] | None = None) -> AsyncIterator[House]:
+    """A running house on a migrated database, which may hold an earlier one's data. `agent`: of all its devices."""
     async with AsyncExitStack() as undo:
         database = await Database.open(url)
         undo.push_async_callback(database.close)
         writer = Writer(database)
         await writer.start()
         undo.push_async_callback(writer.stop, 5.0)
-        built = House(database, writer, rules or Rules())
+        built = House(database, writer, rules or Rules(), agent)
         await built.router.start()
         undo.push_async_callback(built.router.stop, 5.0)
         yield built

@@ -63,7 +63,7 @@ class Freezer(Agent):
         self.state.told.append(f"{command.status.value} {command.result}")
 
 
-RULES = Rules(agents={"default": Freezer}, handler_timeout=5.0)
+RULES = Rules(handler_timeout=5.0)
 
 
 @pytest_asyncio.fixture(autouse=True)
@@ -97,7 +97,7 @@ async def settled(*receipts: Receipt) -> set[Outcome | None]:
 
 
 async def test_state_and_readings_are_committed_together_in_order(url: str) -> None:
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         receipts = [send(built, {"temperature": n}, device=f"f{n % 3}") for n in range(30)]
         assert await settled(*receipts) == {Outcome.COMMITTED}
         for n in range(3):
@@ -109,16 +109,16 @@ async def test_state_and_readings_are_committed_together_in_order(url: str) -> N
 
 
 async def test_state_survives_a_restart(url: str) -> None:
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         await settled(send(built, {}))
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         await settled(send(built, [{}, {}]))
         assert await stored(built) == {"count": 3, "told": []}
 
 
 async def test_a_handler_that_raises_leaves_a_dead_letter_and_nothing_else(url: str) -> None:
-    rules = Rules(agents={"default": Freezer}, restarts=2)
-    async with house(url, rules) as built:
+    rules = Rules(restarts=2)
+    async with house(url, rules, Freezer) as built:
         good = send(built, {"command": True})
         bad = [send(built, [{"command": True}, {"broken": True}]) for _ in range(2)]
         resting = send(built, {})
@@ -136,7 +136,7 @@ async def test_a_handler_that_raises_leaves_a_dead_letter_and_nothing_else(url: 
 
 @pytest.mark.parametrize("payload", [{"temperature": "x"}, {"huge": True}, {"forever": True}])
 async def test_what_cannot_be_handled_is_a_dead_letter(url: str, payload: Any) -> None:
-    async with house(url, Rules(agents={"default": Freezer}, handler_timeout=0.05)) as built:
+    async with house(url, Rules(handler_timeout=0.05), Freezer) as built:
         assert await settled(send(built, payload)) == {Outcome.DEAD_LETTERED}
         error = built.bodies("devices/f1/error")[0]
         wanted = {
@@ -150,12 +150,12 @@ async def test_what_cannot_be_handled_is_a_dead_letter(url: str, payload: Any) -
 
 
 async def test_a_redelivered_reading_causes_nothing_also_after_a_restart(url: str) -> None:
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         first = send(built, {"id": "a", "command": True})
         again = send(built, {"id": "a", "command": True})
         assert await settled(first) == {Outcome.COMMITTED}
         assert await settled(again) == {Outcome.DEDUPLICATED}
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         assert await settled(send(built, {"id": "a", "command": True})) == {Outcome.DEDUPLICATED}
         partly = send(built, [{"id": "a"}, {"id": "b"}, {"id": "b"}])
         assert await settled(partly) == {Outcome.COMMITTED}
@@ -165,8 +165,8 @@ async def test_a_redelivered_reading_causes_nothing_also_after_a_restart(url: st
 
 
 async def test_the_device_s_protocol_goes_on_while_a_handler_waits(url: str, gate: asyncio.Event) -> None:
-    rules = Rules(agents={"default": Freezer}, ping_interval=0.1, mailbox_limit=2)
-    async with house(url, rules) as built:
+    rules = Rules(ping_interval=0.1, mailbox_limit=2)
+    async with house(url, rules, Freezer) as built:
         built.router.attached("f1", Line(), listening=True)
         waiting = [send(built, {"wait": True}), send(built, {}), send(built, {})]
         await until(lambda: Freezer.calls == 1)
@@ -188,7 +188,7 @@ async def test_the_device_s_protocol_goes_on_while_a_handler_waits(url: str, gat
 
 
 async def test_commands_go_out_after_the_commit_and_their_end_comes_back(url: str) -> None:
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         built.router.attached("f1", Line(), listening=True)
         await settled(send(built, {"command": True}))
         await until(lambda: built.bodies("devices/f1/command/request"))
@@ -225,10 +225,10 @@ class Watchdog(Agent):
 
 
 async def test_timers_run_without_messages_and_are_taken_up_after_a_restart(url: str) -> None:
-    rules = Rules(agents={"default": Watchdog}, sleep_after=0.05, evict_after=0.05, snapshot_interval=0.05)
-    async with house(url, rules) as built:
+    rules = Rules(sleep_after=0.05, evict_after=0.05, snapshot_interval=0.05)
+    async with house(url, rules, Watchdog) as built:
         await settled(send(built, {}))
-    async with house(url, rules) as built:
+    async with house(url, rules, Watchdog) as built:
         await until(lambda: built.bodies("devices/f1/quiet"))
         await until(lambda: built.router.find("f1") is not None)
 
@@ -247,7 +247,7 @@ async def test_timers_run_without_messages_and_are_taken_up_after_a_restart(url:
 @pytest.mark.parametrize("state", ['{"count": "many"}', '{"count": 1}'])
 async def test_a_state_that_cannot_be_read_is_kept_and_every_message_is_a_dead_letter(url: str, state: str) -> None:
     version = 1 if "many" in state else 2
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
 
         async def put(connection: Any) -> None:
             await connection.execute(
@@ -266,7 +266,7 @@ async def test_a_state_that_cannot_be_read_is_kept_and_every_message_is_a_dead_l
 
 
 async def test_what_the_database_refuses_takes_the_state_with_it(url: str, kind: str) -> None:
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         await settled(send(built, {}))
         # A table that will not take any more: the readings and the state of one message stand or fall together.
         trigger = {
@@ -296,18 +296,18 @@ async def _reasons(connection: Any) -> list[tuple[str, str]]:
 async def test_stopping_waits_for_what_is_being_handled_and_leaves_the_rest_with_its_sender(
     url: str, gate: asyncio.Event
 ) -> None:
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         done = send(built, {"wait": True})
         await until(lambda: Freezer.calls == 1)
         asyncio.get_running_loop().call_later(0.1, gate.set)
         await built.router.stop(5.0)
         assert done.outcome is Outcome.COMMITTED
     gate.clear()
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         left = [send(built, {"wait": True}), send(built, {})]
         await until(lambda: Freezer.calls == 2)
         await built.router.stop(0.1)
         assert await settled(*left) == {Outcome.RETRY}
-    async with house(url, RULES) as built:
+    async with house(url, RULES, Freezer) as built:
         assert (await stored(built))["count"] == 1
         assert await count(built, tables.telemetry) == 1

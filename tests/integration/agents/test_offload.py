@@ -113,7 +113,7 @@ class Analyst(Agent):
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 async def test_other_devices_are_served_while_one_computes(url: str) -> None:
-    async with house(url, Rules(agents={"default": Analyst}, offload_workers=1)) as built:
+    async with house(url, Rules(offload_workers=1), Analyst) as built:
         warm = send(built, {}, "telemetry/heavy", device="warm")  # starting the process takes what it takes
         await until(lambda: warm.outcome, 30)
         heavy = send(built, {}, "telemetry/heavy", device="busy")
