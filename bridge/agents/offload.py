@@ -28,8 +28,8 @@ class Offload:
     cannot be stopped, and keeps its worker until it is done.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
-        """`workers`: by default one for each processor but one, and at least one."""
+    def __init__(self, workers: int = 0) -> None:
+        """`workers`: 0 for one for each processor but one, and at least one."""
         self._workers: Final = workers or max(1, (os.cpu_count() or 2) - 1)
         self._processes: ProcessPoolExecutor | None = None
         self._threads: ThreadPoolExecutor | None = None

@@ -47,8 +47,8 @@ class Rules:
     command_ttl: float = 60.0
     command_max_ttl: float = 86_400.0
     handler_timeout: float = 30.0
-    offload_workers: int | None = None
-    """Processes, and as many threads, for work that must not hold up the event loop; None: by the processors."""
+    offload_workers: int = 0
+    """Processes, and as many threads, for work that must not hold up the event loop; 0: by the processors."""
 
 
 @final

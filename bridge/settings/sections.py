@@ -173,10 +173,10 @@ class Agent(Section):
     handler_timeout: Seconds = Field(
         30.0, description="Seconds that a handler of device logic may take; then it is cancelled and has failed."
     )
-    offload_workers: Count | None = Field(
-        None,
-        description="Processes, and as many threads, for what device logic offloads; by default one for each processor"
-        " but one.",
+    offload_workers: int = Field(
+        0,
+        ge=0,
+        description="Processes, and as many threads, for what device logic offloads; 0: one per processor, but one.",
     )
 
 

@@ -106,7 +106,7 @@ def test_each_setting_of_a_profile_has_its_origin(monkeypatch: pytest.MonkeyPatc
         ("[profile.freezer]\nping_interval = 3\n", "did you mean profiles?"),
         ("[profiles]\nfreezer = 3\n", "profiles.freezer is a group of settings, not 3"),
         ("[profiles.freezer]\nping_misses = 0\n", "profiles.freezer.ping_misses is 0 (bridge.toml)"),
-        ("[profiles.freezer]\nagent = 'Freezer'\n", "profiles.freezer.agent is 'Freezer' (bridge.toml)"),
+        ("[profiles.freezer]\nagent = 'freezers:'\n", "profiles.freezer.agent is 'freezers:' (bridge.toml)"),
         ("[profiles.'a b']\nping_misses = 1\n", "profiles.a b"),
         ("[registry]\nprofile = 'freezer'\n", "there is no such profile"),
         ("[profiles.freezer]\ncommand_ttl = 90000\n", "more than command.max_ttl"),
