@@ -184,24 +184,12 @@ class Cell:
             try:
                 device.handle(message)
             except RefusedError as error:
-                self._refuse(message, error.reason, str(error))
+                self._services.refuse_message(message, error.reason, str(error))
             except Exception as error:
                 # A fault of the bridge, and it concerns this device alone: the others go on.
                 log.exception("a message could not be handled", device=self.device_id, topic=message.address.topic)
                 if message.receipt.outcome is None:
-                    self._refuse(message, "internal_error", f"{type(error).__name__}: {error}")
-
-    def _refuse(self, message: Message, reason: str, text: str) -> None:
-        address = message.address
-        self._services.refuse(
-            address.topic,
-            message.payload,
-            reason,
-            text,
-            message.receipt,
-            device_id=address.device_id,
-            kind=address.kind,
-        )
+                    self._services.refuse_message(message, "internal_error", f"{type(error).__name__}: {error}")
 
     async def _load(self) -> Device:
         while True:

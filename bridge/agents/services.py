@@ -18,7 +18,7 @@ from bridge.agents.limits import Limit
 from bridge.agents.logic import LogicRules
 from bridge.agents.offload import Offload
 from bridge.agents.timers import TimerWheel
-from bridge.messages import Kind, Publish
+from bridge.messages import Kind, Message, Publish
 from bridge.profiles import Profile, Profiles
 from bridge.receipts import Receipt
 from bridge.storage.deadletters import DeadLetter
@@ -151,6 +151,19 @@ class Services:
         if device_id is not None and kind is not None and kind.from_device:
             body = {"reason": reason, "error": text[:500], "topic": topic}
             self.publish_json(device_id, "error", body)
+
+    def refuse_message(self, message: Message, reason: str, text: str) -> None:
+        """Keep a message for a device's agent as a dead letter."""
+        address = message.address
+        self.refuse(
+            address.topic,
+            message.payload,
+            reason,
+            text,
+            message.receipt,
+            device_id=address.device_id,
+            kind=address.kind,
+        )
 
     def command_changed(self, command_id: str) -> None:
         """Wake those who wait for news of a command."""

@@ -132,18 +132,8 @@ class BridgeWorld:
 
     def refuse(self, job: Job, reason: str, text: str) -> None:
         """Nothing comes of `job`: its message becomes a dead letter, its command fails."""
-        message = job.message
-        if message is not None:
-            address = message.address
-            self._services.refuse(
-                address.topic,
-                message.payload,
-                reason,
-                text,
-                message.receipt,
-                device_id=address.device_id,
-                kind=address.kind,
-            )
+        if job.message is not None:
+            self._services.refuse_message(job.message, reason, text)
         elif reason != "agent_error":  # that one is in the log already
             log.warning(
                 "an agent was not called", handler=job.title, device=self._device.id, reason=reason, detail=text
