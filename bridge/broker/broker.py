@@ -213,7 +213,7 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         """A socket is open."""
         self.connections.add(connection)
         self.stats.connections = len(self.connections)
-        cause = self._listener.arrived(connection.address, len(self.connections))
+        cause = self._listener.arrived(connection, len(self.connections))
         if cause is not None or not self.accepting:
             connection.close(cause or "shutdown", f"from {connection.address}", at_once=True)
 
@@ -221,20 +221,23 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         """A socket is closed."""
         self.wheel.take(connection)
         self.connections.discard(connection)
-        self._listener.left(connection.address)
+        self._listener.left(connection)
         self.stats.connections = len(self.connections)
         self._waiting_for_relief.discard(connection)
         if not self.connections:
             self._empty.set()
 
-    def closed(self, connection: Connection, cause: str, detail: str, will: packets.Will | None) -> None:
-        """A connection ends: its session has no connection any more, its will is published, and the log says why."""
+    def closing(self, connection: Connection, cause: str, detail: str) -> None:
+        """A connection is about to end: the log says why, while the socket still knows where the client is."""
         self.stats.closed[cause] += 1
-        session = connection.session
         if cause not in _QUIET and self._lines < CLOSINGS_LOGGED:
             self._lines += 1
             client, address = connection.client_id, connection.address
             log.warning("connection closed", client=client, address=address, cause=cause, detail=detail)
+
+    def closed(self, connection: Connection, will: packets.Will | None) -> None:
+        """A connection ends: its session has no connection any more, and its will is published."""
+        session = connection.session
         if session is None:
             return
         self.clients.left(connection)

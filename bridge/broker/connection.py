@@ -56,12 +56,13 @@ class Connection(Outbox):
     """
 
     __slots__ = (
-        "_devices", "_patience", "_pending", "_routes", "_will", "address", "answer", "client_id", "due", "limit",
+        "_address", "_devices", "_patience", "_pending", "_routes", "_will", "answer", "client_id", "due", "limit",
         "on_settled",
     )  # fmt: skip
 
     def __init__(self, broker: EmbeddedBroker) -> None:
         super().__init__(broker)
+        self._address: str | None = None
         self._pending: list[Promise] = []
         self._routes: dict[bytes, Route] = {}
         self._devices: set[str] | None = None
@@ -70,7 +71,6 @@ class Connection(Outbox):
         """Ticks of silence that are too many; 0 for none."""
         self.limit = min(MAX_CONNECT_BYTES, broker.config.max_packet_bytes)
         self.client_id = ""
-        self.address = ""
         self.due = 0
         """The tick in which it is looked at; 0 when it is not in the wheel."""
         self.answer: tuple[str, bool] | None = None
@@ -83,10 +83,17 @@ class Connection(Outbox):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected: it has `connect_timeout` seconds to say who it is."""
         super().connection_made(transport)
-        peer = transport.get_extra_info("peername")
-        self.address = peer[0] if isinstance(peer, tuple) else ""
         self._look_in(self._broker.config.connect_timeout)
         self._broker.connected(self)
+
+    @property
+    def address(self) -> str:
+        """Where the client is, or nothing if the socket is gone. The system is asked when somebody wants to know: a
+        tenth of what a connection costs, and most of the time nobody does."""
+        if self._address is None:
+            peer = None if self._transport is None else self._transport.get_extra_info("peername")
+            self._address = peer[0] if isinstance(peer, tuple) else ""
+        return self._address
 
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
@@ -404,6 +411,7 @@ class Connection(Outbox):
             return
         self._acknowledge()
         self._write()
+        self._broker.closing(self, cause, detail)
         self.closed_by = cause
         self._held |= CLOSED
         if self._transport is not None:
@@ -418,6 +426,6 @@ class Connection(Outbox):
         self._rest = None
         self._routes = {}
         will, self._will = self._will, None
-        self._broker.closed(self, cause, detail, None if cause == "shutdown" else will)
+        self._broker.closed(self, None if cause == "shutdown" else will)
         if self.on_settled is not None and not self.on_settled.done():
             self.on_settled.set_result(None)

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from bridge import ports
 from bridge.broker.config import BrokerConfig
@@ -20,6 +20,14 @@ _SETTINGS: Final = {
     "ws": "BRIDGE_MQTT__WEBSOCKET_PORT",
     "wss": "BRIDGE_MQTT__WEBSOCKET_TLS_PORT",
 }
+
+
+class Peer(Protocol):
+    """Whoever has connected."""
+
+    @property
+    def address(self) -> str:
+        """Where from: an IP address."""
 
 
 @final
@@ -63,22 +71,24 @@ class Listener:
         config = self._config
         return WebSocket(self._connection(), config.max_packet_bytes + 5, config.websocket_origins)
 
-    def arrived(self, address: str, connections: int) -> str | None:
+    def arrived(self, peer: Peer, connections: int) -> str | None:
         """Count a connection; why it is too many, or None."""
-        self._by_address[address] += 1
         config = self._config
+        limit = config.max_connections_per_address
+        if limit:
+            self._by_address[peer.address] += 1
         if connections > config.max_connections:
             return "too_many_connections"
-        limit = config.max_connections_per_address
-        if limit and self._by_address[address] > limit and not ports.is_loopback(address):
+        if limit and self._by_address[peer.address] > limit and not ports.is_loopback(peer.address):
             return "too_many_connections_from_address"
         return None
 
-    def left(self, address: str) -> None:
+    def left(self, peer: Peer) -> None:
         """A connection that was counted is gone."""
-        self._by_address[address] -= 1
-        if self._by_address[address] <= 0:
-            del self._by_address[address]
+        if self._config.max_connections_per_address:
+            self._by_address[peer.address] -= 1
+            if self._by_address[peer.address] <= 0:
+                del self._by_address[peer.address]
 
     def close(self) -> None:
         """Accept nobody any more."""

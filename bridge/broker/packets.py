@@ -34,6 +34,7 @@ FAILURE: Final = 0x80
 
 PINGRESP_BYTES: Final = b"\xd0\x00"
 
+_CUT: Final = "a packet ends in the middle of a field"
 _ack = struct.Struct(">BBH").pack
 _u16 = struct.Struct(">H")
 _FLAGS: Final = {PUBREL: 2, SUBSCRIBE: 2, UNSUBSCRIBE: 2}
@@ -66,32 +67,42 @@ class Connect(NamedTuple):
 
 
 class _Reader:
-    """Reads fields from a packet's body, and nothing beyond its end."""
+    """Reads fields from a packet's body, and nothing beyond its end. Without a call inside a call: ten thousand devices
+    that come back at once bring twenty thousand packets through here."""
 
-    __slots__ = ("_at", "_body")
+    __slots__ = ("_at", "_body", "_end")
 
     def __init__(self, body: bytes) -> None:
         self._body = body
         self._at = 0
+        self._end = len(body)
 
     @property
     def left(self) -> int:
-        return len(self._body) - self._at
+        return self._end - self._at
 
     def u8(self) -> int:
-        return self.take(1)[0]
+        at = self._at
+        if at >= self._end:
+            raise ProtocolError(_CUT)
+        self._at = at + 1
+        return self._body[at]
 
     def u16(self) -> int:
-        return int.from_bytes(self.take(2), "big")
-
-    def take(self, count: int) -> bytes:
-        if self.left < count:
-            raise ProtocolError("a packet ends in the middle of a field")
-        self._at += count
-        return self._body[self._at - count : self._at]
+        at = self._at
+        self._at = stop = at + 2
+        if stop > self._end:
+            raise ProtocolError(_CUT)
+        return self._body[at] << 8 | self._body[at + 1]
 
     def data(self) -> bytes:
-        return self.take(self.u16())
+        body, start = self._body, self._at + 2
+        if start > self._end:
+            raise ProtocolError(_CUT)
+        self._at = stop = start + (body[start - 2] << 8 | body[start - 1])
+        if stop > self._end:
+            raise ProtocolError(_CUT)
+        return body[start:stop]
 
     def text(self) -> str:
         return utf8(self.data())
@@ -211,6 +222,8 @@ def check_topic_filter(topic_filter: str) -> None:
     """Raises ProtocolError when nothing can match `topic_filter`."""
     if not topic_filter:
         raise ProtocolError("the filter is empty [MQTT-4.7.3-1]")
+    if "+" not in topic_filter and "#" not in topic_filter:
+        return
     levels = topic_filter.split("/")
     for level in levels:
         if len(level) > 1 and ("+" in level or "#" in level):

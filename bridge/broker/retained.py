@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, final
 
 
@@ -69,9 +69,12 @@ class RetainedTree:
             node = child
         return node.message
 
-    def matching(self, topic_filter: str) -> Iterator[Retained]:
+    def matching(self, topic_filter: str) -> Iterable[Retained]:
         """The messages whose topics a filter matches [MQTT-3.3.1-6]."""
-        yield from _match(self._root, topic_filter.split("/"), 0)
+        if "+" in topic_filter or "#" in topic_filter:
+            return _match(self._root, topic_filter.split("/"), 0)
+        message = self.get(topic_filter)
+        return () if message is None else (message,)
 
     def _clear(self, topic: str) -> None:
         path: list[tuple[dict[str, _Node], str]] = []
