@@ -32,6 +32,7 @@ from bridge.broker.passwords import Passwords
 from bridge.broker.plugins import Plugins
 from bridge.broker.routes import route_to
 from bridge.broker.session import Session
+from bridge.broker.share import Share
 from bridge.broker.wheel import TICK, Wheel
 from bridge.broker.wire import CONGESTED, STOPPED, Wire
 from bridge.errors import RefusedError, StartError
@@ -82,6 +83,7 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         self.clock: Final = clock
         self.stats: Final = BrokerStats()
         self.wheel: Final = Wheel()
+        self.share: Final = Share(config.receive_window)
         self.plugins: Final = Plugins(self.plugins_manager, config, self.stats) if config.plugins else None
         self.exchange: Final = Exchange(config, self.stats, store, self.plugins, clock)
         self.clients: Final = Clients(config, self.stats, self.exchange, topics, store, clock)

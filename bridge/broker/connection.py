@@ -50,9 +50,9 @@ _TOLD: Final = frozenset(
 class Connection(Outbox):
     """Also the `Link` that the agents see.
 
-    Packets are taken until `receive_window` messages are unsettled, and on at half of that, so that a connection does
-    not stop and go with every message; while the intake is congested, no longer than until the end of what has just
-    arrived.
+    Packets are taken until as many messages are unsettled as its share allows (at most `receive_window`), and on at
+    half of that, so that a connection does not stop and go with every message; while the intake is congested, no longer
+    than until the end of what has just arrived.
     """
 
     __slots__ = (
@@ -104,38 +104,41 @@ class Connection(Outbox):
 
     def _take(self, data: bytes) -> None:
         """Handle the whole packets in `data` and keep the beginning of the next one."""
-        limit = self.limit
-        frames, need, error = split(data, limit)
-        now = self._broker.clock()
-        at = 0
+        broker = self._broker
+        now = broker.clock()
+        at = need = 0
         try:
-            for first, start, stop in frames:
-                if first & 0xF0 == 0x30 and self.session is not None:
-                    if not self._publish(data, first, start, stop, now):
-                        break  # not before a plugin has answered
+            while not need:
+                limit = self.limit
+                frames, need, error = split(data, limit, at)
+                for first, start, stop in frames:
+                    if first & 0xF0 == 0x30 and self.session is not None:
+                        if not self._publish(data, first, start, stop, now):
+                            break  # not before a plugin has answered
+                    else:
+                        broker.control.take(self, first, data[start:stop])
+                    at = stop
+                    if self._held:
+                        break
                 else:
-                    self._broker.control.take(self, first, data[start:stop])
-                at = stop
-                if self._held:
-                    break
-            else:
-                if error is not None and self.limit == limit:
-                    raise error
+                    if self.limit != limit:
+                        need = 0  # the client was let in, and may send more now
+                    elif error is not None:
+                        raise error
+                    continue
+                break
         except PacketTooLargeError as too_large:
             self.close("packet_too_large", str(too_large))
         except ProtocolError as broken:
             self.close("protocol_error", str(broken))
         if self._held & CLOSED:
             return
-        if at < len(data) and self.limit != limit and not self._held:
-            self._take(data[at:])  # the client was let in, and may send more now
-            return
         if at < len(data):
             self._rest = bytearray(data[at:])
             self._need = 0 if self._held else need
-        if self._broker.intake.congested:
+        if broker.intake.congested:
             self.hold(CONGESTED)
-            self._broker.wait_for_relief(self)
+            broker.wait_for_relief(self)
 
     def _publish(self, data: bytes, first: int, start: int, stop: int, now: float) -> bool:
         """Handle a PUBLISH (3.3); False if it has to come again when plugins have been asked."""
@@ -211,8 +214,12 @@ class Connection(Outbox):
             return
         if promise.qos == 2:
             self._session().inbound[promise.packet_id] = promise
-        self._pending.append(promise)
-        if len(self._pending) >= self._broker.config.receive_window:
+        share = self._broker.share
+        pending = self._pending
+        if not pending:
+            share.enter()
+        pending.append(promise)
+        if len(pending) >= share.window:
             self.hold(WINDOW)
 
     def _stored(self, ack: Ack, stored: asyncio.Future[None]) -> None:
@@ -230,6 +237,8 @@ class Connection(Outbox):
             return False
         if known is RELEASING:
             raise ProtocolError("a packet identifier is used again before its PUBCOMP [MQTT-2.3.1-2]")
+        if not self._pending:
+            self._broker.share.enter()
         self._pending.append(Ack(2, packet_id, Outcome.COMMITTED) if known is TAKEN else known)
         self.flush_later()
         return True
@@ -324,6 +333,7 @@ class Connection(Outbox):
         pending = self._pending
         if len(pending) == 1 and pending[0].outcome not in (None, Outcome.RETRY):
             promise = pending.pop()
+            self._broker.share.leave()
             head = 0x40020000 if promise.qos == 1 else 0x50020000
             self._out.append((head | promise.packet_id).to_bytes(4, "big"))
             self._out_bytes += 4
@@ -337,6 +347,8 @@ class Connection(Outbox):
             acks.append((head | promise.packet_id).to_bytes(4, "big"))
         if acks:
             del pending[: len(acks)]
+            if not pending:
+                self._broker.share.leave()
             self._out += acks
             self._out_bytes += 4 * len(acks)
         return not (pending and pending[0].outcome is Outcome.RETRY)
@@ -351,7 +363,7 @@ class Connection(Outbox):
         if not good:
             # There is no negative acknowledgement in MQTT 3.1.1: the client sends again when it has reconnected.
             self.close("not_stored", "a message could not be stored; the client still has it")
-        elif self._held & WINDOW and len(self._pending) * 2 <= self._broker.config.receive_window:
+        elif self._held & WINDOW and len(self._pending) * 2 <= self._broker.share.window:
             self.let_go(WINDOW)
         if self.on_settled is not None and not self._pending and not self.on_settled.done():
             self.on_settled.set_result(None)
@@ -410,6 +422,8 @@ class Connection(Outbox):
         if self.closed_by is not None:
             return
         self._acknowledge()
+        if self._pending:
+            self._broker.share.leave()
         self._write()
         self._broker.closing(self, cause, detail)
         self.closed_by = cause

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from bridge.broker.packets import ProtocolError
+
+AT_ONCE: Final = 256
+"""Packets that are looked for at once: of a large piece of data only so much may be taken now."""
 
 
 class PacketTooLargeError(ProtocolError):
@@ -10,16 +15,17 @@ class PacketTooLargeError(ProtocolError):
 
 
 Frames = tuple[list[tuple[int, int, int]], int, ProtocolError | None]
-"""The whole packets at the beginning of some bytes (for each its first byte, and where its body starts and stops); how
-many bytes are needed, counted from the end of the last whole packet, before it is worth to look again; and what is
-wrong with the bytes behind it. A plain tuple: it is made for every piece of data that arrives."""
+"""The first whole packets in some bytes, at most AT_ONCE (for each its first byte, and where its body starts and
+stops); how many bytes are needed, counted from the end of the last whole packet, before it is worth to look again (0
+if it is worth it now); and what is wrong with the bytes behind it. A plain tuple: it is made for every piece of data
+that arrives."""
 
 
-def split(data: bytes, limit: int) -> Frames:
-    """Find the whole packets in `data`. `limit` is the largest Remaining Length that is taken, in bytes."""
+def split(data: bytes, limit: int, at: int = 0) -> Frames:
+    """Find the whole packets in `data`, beginning at `at`. `limit` is the largest Remaining Length that is taken, in
+    bytes."""
     packets: list[tuple[int, int, int]] = []
     append = packets.append
-    at = 0
     end = len(data)
     while end - at >= 2:
         length = data[at + 1]
@@ -47,4 +53,6 @@ def split(data: bytes, limit: int) -> Frames:
             return packets, stop - at, None
         append((data[at], body, stop))
         at = stop
+        if len(packets) == AT_ONCE:
+            return packets, 0, None
     return packets, 2, None

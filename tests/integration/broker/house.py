@@ -109,6 +109,7 @@ async def broker(
             await client.drop()
         await made.stop(2.0)
     assert not made.connections
+    assert made.share.busy == 0
     assert all(not session.clean and session.connection is None for session in made.clients.sessions.values())
     assert made.exchange.tree.count == sum(len(session.subscriptions) for session in made.clients.sessions.values())
     assert made.exchange.tree.empty == (made.exchange.tree.count == 0)

@@ -250,6 +250,7 @@ async def running(
             await raw.close()
         await broker.stop(2.0)
     assert not broker.connections
+    assert broker.share.busy == 0
     assert len(broker.wheel) == 0
     assert broker.ledger.difference == 0
     assert broker.ledger.in_flight == 0

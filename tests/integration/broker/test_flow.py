@@ -40,6 +40,28 @@ async def test_a_connection_is_not_read_while_too_much_of_it_is_unsettled() -> N
         assert not connection.held
 
 
+async def test_a_busy_connection_has_less_at_once_while_others_have_something_to_say() -> None:
+    intake = RecordingIntake()
+    intake.hold = True
+    async with broker(intake) as door:
+        busy, quiet = await door.client("busy"), await door.client("quiet")
+        quiet.send(publish(TELEMETRY, b"quiet", 1, 1))
+        await eventually(lambda: intake.messages, "the quiet one's message")
+        even = door.broker.config.receive_window // 2
+        busy.send(*(publish(TELEMETRY, b"%d" % i, 1, i) for i in range(1, even + 100)))
+        connection = next(c for c in door.broker.connections if c.client_id == "busy")
+        await eventually(lambda: connection.held, "the busy one is not read")
+        assert len(intake.messages) == 1 + even
+        for message in intake.messages:
+            message.receipt.settle(Outcome.COMMITTED)
+        await quiet.expect(packets.puback(1))
+        await busy.expect(*(packets.puback(i) for i in range(1, even + 1)))
+        await eventually(lambda: len(intake.messages) == even + 100, "the rest")
+        for message in intake.messages[even + 1 :]:
+            message.receipt.settle(Outcome.COMMITTED)
+        await busy.expect(*(packets.puback(i) for i in range(even + 1, even + 100)))
+
+
 async def _send_slowly(client: Any, total: int) -> None:
     for i in range(1, total + 1):
         client.send(publish(TELEMETRY, b"%d" % i, 1, i))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broker.framing import PacketTooLargeError, split
+from bridge.broker.framing import AT_ONCE, PacketTooLargeError, split
 from bridge.broker.packets import ProtocolError, remaining_length
 
 LIMIT = 1_000
@@ -74,3 +74,12 @@ def test_good_packets_before_a_bad_one_count() -> None:
     whole, _, problem = split(b"\xc0\x00\x30\xff\x7f", LIMIT)
     assert whole == [(0xC0, 2, 2)]
     assert type(problem) is PacketTooLargeError
+
+
+def test_of_a_large_piece_of_data_only_so_much_is_taken_at_once() -> None:
+    ping = b"\xc0\x00"
+    data = ping * (AT_ONCE + 3)
+    first, need, _ = split(data, LIMIT)
+    assert (len(first), need) == (AT_ONCE, 0)
+    rest, need, _ = split(data, LIMIT, first[-1][2])
+    assert (len(rest), need) == (3, 2)
