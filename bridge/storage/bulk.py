@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, Column, Double, Integer, LargeBinary, Table, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.storage import tables
+from bridge.storage.direct import DirectConnection
 
 _PARAMETERS: Final = 32_766
 """SQLite's limit for one statement (https://www.sqlite.org/limits.html, 9)."""
@@ -101,6 +102,8 @@ async def insert(connection: AsyncConnection, work: list[tuple[Insert, list[Any]
     def visit(raw: sqlite3.Connection) -> list[int]:
         return [statement.on_sqlite(raw, flat) for statement, flat in work]
 
+    if isinstance(connection, DirectConnection):
+        return visit(connection.raw)
     return await _in_thread(connection, visit)
 
 

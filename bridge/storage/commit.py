@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 import structlog
@@ -50,12 +50,14 @@ class Commit:
         self._next_id = next_id
         self._mark = next_id()
         self._isolating = False
+        self._letter_ids: list[int] = []
+        """For what is refused. Taken beforehand: on SQLite the transaction is not on the event loop."""
 
     async def attempt(self) -> None:
         """Try once. Raises StorageUnavailableError if it may go better later."""
         self.attempts += 1
         try:
-            await self._database.attempt(self._transaction)
+            await self._database.attempt(lambda: self._database.transact(self._store))
         except StorageUnavailableError:
             raise
         except Exception as error:
@@ -63,25 +65,24 @@ class Commit:
                 # What is refused now is not in the batch: no message is to blame, none may be acknowledged.
                 raise StorageUnavailableError(f"the database refuses to commit anything: {error}") from error
             self._isolating = True
+            self._letter_ids = [self._next_id() for _ in self._batch.order]
             await self.attempt()
 
-    async def _transaction(self) -> None:
+    async def _store(self, connection: AsyncConnection) -> None:
         batch = self._batch
-        async with self._database.transaction() as connection:
-            if (self._isolating or batch.has_changes) and not await self._set_mark(connection):
-                return
-            if self._isolating:
-                parts = await self._isolate(connection, batch)
-            else:
-                await batch.store(connection)
-                parts = [batch]
-            self.parts = parts
+        if (self._isolating or batch.has_changes) and not await self._set_mark(connection):
+            return
+        if self._isolating:
+            self.parts = await self._isolate(connection, batch, iter(self._letter_ids))
+        else:
+            await batch.store(connection)
+            self.parts = [batch]
 
     async def _set_mark(self, connection: AsyncConnection) -> bool:
         """Whether the batch has still to be committed."""
         return (await connection.execute(_SET_MARK, {"batch": self._mark})).rowcount == 1
 
-    async def _isolate(self, connection: AsyncConnection, batch: Batch) -> list[Batch]:
+    async def _isolate(self, connection: AsyncConnection, batch: Batch, ids: Iterator[int]) -> list[Batch]:
         """Find what the database refuses by halving, and store the rest."""
         try:
             async with connection.begin_nested():
@@ -91,18 +92,18 @@ class Commit:
                 raise
             if len(batch.order) > 1:
                 first, second = batch.halves()
-                return [*await self._isolate(connection, first), *await self._isolate(connection, second)]
+                return [*await self._isolate(connection, first, ids), *await self._isolate(connection, second, ids)]
             batch.refusal = wrap(error) if is_driver_error(error) else error
-            await self._bury(connection, batch)
+            await self._bury(connection, batch, next(ids))
         return [batch]
 
-    async def _bury(self, connection: AsyncConnection, batch: Batch) -> None:
+    async def _bury(self, connection: AsyncConnection, batch: Batch, row_id: int) -> None:
         letter = batch.letter(self._clock(), self._topic_of)
         if letter is None:
             return
         try:
             async with connection.begin_nested():
-                await batch.bury(connection, letter, self._next_id())
+                await batch.bury(connection, letter, row_id)
         except Exception as error:
             if is_retriable(error):
                 raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, Self, TypeVar, final
+from typing import Any, Final, Self, TypeVar, final
 
 from sqlalchemy import text
 from sqlalchemy.engine import URL
@@ -20,7 +21,8 @@ from tenacity import (
 
 from bridge.breaker import Breaker
 from bridge.errors import CircuitOpenError, StartError, StorageUnavailableError
-from bridge.storage import engine
+from bridge.storage import direct, engine
+from bridge.storage.direct import DirectConnection
 from bridge.storage.faults import is_driver_error, is_retriable, wrap
 from bridge.storage.lock import FileLock, HeldError
 
@@ -72,6 +74,7 @@ class Database:
         self._read_slots = asyncio.Semaphore(pool_size)
         self._write_turn = asyncio.Lock()
         self._connection: AsyncConnection | None = None
+        self._direct: DirectConnection | None = None
 
     @classmethod
     async def open(
@@ -200,6 +203,32 @@ class Database:
                     await self._roll_back(transaction)
                 raise
 
+    async def transact(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `fn` in one transaction on the writing connection, as `transaction` does, on SQLite in one visit to the
+        connection's thread: `fn` must wait for nothing but the connection, and is not on the event loop."""
+        if self.dialect != "sqlite":
+            async with self.transaction() as ours:
+                return await fn(ours)
+        async with self._write_turn:
+            connection = self._connection
+            if connection is None:
+                connection = self._connection = await self._connect_writer()
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+
+            def visit(raw: sqlite3.Connection) -> T:
+                if self._direct is None or self._direct.raw is not raw:
+                    self._direct = DirectConnection(raw)
+                return direct.run(self._direct, fn)
+
+            try:
+                # Not public in aiosqlite; see bulk.
+                result: T = await driver._execute(visit, driver._conn)
+            except BaseException as error:
+                if not isinstance(error, Exception) or is_retriable(error):
+                    await self._forget_writer()
+                raise
+            return result
+
     async def attempt(self, fn: Callable[[], Awaitable[T]]) -> T:
         """Run `fn` once inside the breaker, with driver errors wrapped."""
         with self.breaker.call():
@@ -251,6 +280,7 @@ class Database:
 
     async def _forget_writer(self) -> None:
         connection, self._connection = self._connection, None
+        self._direct = None
         if connection is None:
             return
         try:

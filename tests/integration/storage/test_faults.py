@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -51,18 +50,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def lost_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """`lost_answers(n)`: the next n COMMITs take place, and their answers never arrive."""
     left = 0
-    original = Database.transaction
+    original = Database.transact
 
-    @asynccontextmanager
-    async def transaction(self: Database) -> AsyncIterator[AsyncConnection]:
+    async def transact(self: Database, fn: Callable[[AsyncConnection], Awaitable[Any]]) -> Any:
         nonlocal left
-        async with original(self) as connection:
-            yield connection
+        result = await original(self, fn)
         if left:
             left -= 1
             raise ConnectionResetError("the answer is lost")
+        return result
 
-    monkeypatch.setattr(Database, "transaction", transaction)
+    monkeypatch.setattr(Database, "transact", transact)
 
     def lose(count: int) -> None:
         nonlocal left

@@ -48,25 +48,19 @@ class Log:
 
 
 @asynccontextmanager
-async def held(writer: Writer) -> AsyncIterator[None]:
+async def held(database: Database, writer: Writer) -> AsyncIterator[None]:
     """What is handed over in the block waits: a commit is under way until its end."""
-    started, go_on = asyncio.Event(), asyncio.Event()
-
-    async def hold(_connection: AsyncConnection) -> None:
-        started.set()
-        await go_on.wait()
-
-    done = writer.add_change(hold)
-    await started.wait()
-    yield
-    go_on.set()
-    await done
+    async with database.transaction():
+        number = writer.batch_number
+        writer.add_change(nothing)
+        await eventually(lambda: writer.batch_number > number, "the batch to be taken")
+        yield
 
 
 async def test_a_change_overtakes_the_rows_that_wait(database: Database, ledger: Ledger) -> None:
     writer, log = Writer(database, batch_rows=2), Log(ledger)
     await writer.start()
-    async with held(writer):
+    async with held(database, writer):
         for number in range(6):
             log.row(writer, f"row {number}")
         change = writer.submit(log.change("change"))
@@ -78,7 +72,7 @@ async def test_a_change_overtakes_the_rows_that_wait(database: Database, ledger:
 async def test_a_change_in_order_overtakes_nothing(database: Database, ledger: Ledger) -> None:
     writer, log = Writer(database, batch_rows=2), Log(ledger)
     await writer.start()
-    async with held(writer):
+    async with held(database, writer):
         log.row(writer, "1")
         log.row(writer, "2")
         writer.add_change(log.change("3"))
@@ -92,7 +86,7 @@ async def test_lanes_take_turns_while_both_have_something(database: Database, le
     """However many changes there are, rows go on being committed."""
     writer, log = Writer(database, batch_rows=2), Log(ledger)
     await writer.start()
-    async with held(writer):
+    async with held(database, writer):
         for _ in range(40):
             log.row(writer, "row")
         for _ in range(200):
@@ -121,8 +115,8 @@ async def test_a_flood_of_changes_does_not_starve_rows(writer: Writer, ledger: L
     running = False
 
 
-async def test_a_barrier_waits_for_both_lanes(writer: Writer, ledger: Ledger) -> None:
-    async with held(writer):
+async def test_a_barrier_waits_for_both_lanes(database: Database, writer: Writer, ledger: Ledger) -> None:
+    async with held(database, writer):
         writer.add_reading("d1", "default", 1.0, 1.0, None, "{}", Receipt(ledger, qos=1))
         change = writer.submit(nothing)
         barrier = writer.barrier()
@@ -134,8 +128,8 @@ async def test_a_barrier_waits_for_both_lanes(writer: Writer, ledger: Ledger) ->
     assert writer.barrier().done()
 
 
-async def test_a_barrier_waits_for_the_commit_that_is_under_way(writer: Writer) -> None:
-    async with held(writer):
+async def test_a_barrier_waits_for_the_commit_that_is_under_way(database: Database, writer: Writer) -> None:
+    async with held(database, writer):
         barrier = writer.barrier()
         await asyncio.sleep(0)
         assert not barrier.done()
@@ -146,14 +140,14 @@ async def test_a_barrier_of_a_writer_that_stops_fails(database: Database, ledger
     writer = Writer(database)
     await writer.start()
 
-    async def hang(_connection: AsyncConnection) -> None:
-        await asyncio.Event().wait()
-
-    stuck = writer.submit(hang)
+    turn = database.transaction()
+    await turn.__aenter__()
+    stuck = writer.submit(nothing)
     receipt = Receipt(ledger, qos=1)
     writer.add_reading("d1", "default", 1.0, 1.0, None, "{}", receipt)
     barrier = writer.barrier()
     await writer.stop(0.05)
+    await turn.__aexit__(None, None, None)
     for future in (stuck, barrier):
         with pytest.raises(StorageUnavailableError, match="stopping"):
             await future
@@ -166,7 +160,7 @@ async def test_a_qos_2_message_of_a_kept_session_does_not_overtake_the_sessions_
     writer = Writer(database, batch_rows=1)
     await writer.start()
     store = SessionStore(database, writer)
-    async with held(writer):
+    async with held(database, writer):
         ended = store.end("c1")
         change = writer.submit(nothing, Receipt(ledger, qos=2, packet_id=7, once=("c1", 7)))
     await asyncio.gather(ended, change)
@@ -179,7 +173,7 @@ async def test_no_retained_message_is_durable_before_the_row_that_it_tells_of(
 ) -> None:
     """A change of the broker's memory is under way: what comes meanwhile is another one, behind its row."""
     store = SessionStore(database, writer)
-    async with held(writer):
+    async with held(database, writer):
         first = store.retain("a", b"1", 1, 1.0)
         await asyncio.sleep(0)
     # Closed and perhaps being committed, with nobody knowing when it will be executed.

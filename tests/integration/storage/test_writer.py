@@ -48,22 +48,18 @@ async def test_a_settled_receipt_is_visible_to_others(writer: Writer, ledger: Le
 async def test_nothing_is_settled_before_the_commit(
     database: Database, writer: Writer, ledger: Ledger, witness: Witness
 ) -> None:
-    """A change holds the transaction open: the rows are inserted, nobody sees them, nothing is settled."""
-    inserted, go_on = asyncio.Event(), asyncio.Event()
-
-    async def hold(_connection: AsyncConnection) -> None:
-        inserted.set()
-        await go_on.wait()
-
+    """Another program holds the database: the rows are handed over, and nothing is settled until they are in."""
     owner = Owner()
-    add(writer, 1, Receipt(ledger, owner, qos=1))
-    held = writer.add_change(hold)
-    await inserted.wait()
-    assert await witness.rows("SELECT count(*) FROM telemetry") == [(0,)]
-    assert owner.settled == []
-    assert not held.done()
-    go_on.set()
-    await held
+    async with database.transaction():
+        add(writer, 1, Receipt(ledger, owner, qos=1))
+        change = writer.submit(nothing)
+        number = writer.batch_number
+        await eventually(lambda: writer.batch_number > number or writer.pending == 2, "the hand-over")
+        assert await witness.rows("SELECT count(*) FROM telemetry") == [(0,)]
+        assert owner.settled == []
+        assert not change.done()
+    await change
+    await writer.barrier()
     assert [receipt.outcome for receipt in owner.settled] == [Outcome.COMMITTED]
     assert await witness.rows("SELECT count(*) FROM telemetry") == [(1,)]
 
@@ -347,22 +343,28 @@ async def test_a_batch_is_closed_by_size_without_waiting(database: Database, led
 async def test_what_comes_during_a_commit_is_the_next_batch(database: Database) -> None:
     writer = Writer(database)
     await writer.start()
-    started, go_on = asyncio.Event(), asyncio.Event()
-
-    async def hold(_connection: AsyncConnection) -> None:
-        started.set()
-        await go_on.wait()
-
-    held = writer.add_change(hold)
-    await started.wait()
-    for number in range(500):
-        add(writer, number, None)
-    last = writer.add_change(nothing)
-    go_on.set()
-    await asyncio.gather(held, last)
+    async with database.transaction():
+        first = writer.add_change(nothing)
+        await eventually(lambda: writer.batch_number == 1, "the first batch to be taken")
+        for number in range(500):
+            add(writer, number, None)
+        last = writer.add_change(nothing)
+    await asyncio.gather(first, last)
     assert writer.stats.batches == 2
     assert writer.stats.last_batch == 501
     await writer.stop(5.0)
+
+
+async def test_a_change_that_waits_for_something_else_is_refused_on_sqlite(writer: Writer, kind: str) -> None:
+    async def lazy(_connection: AsyncConnection) -> None:
+        await asyncio.sleep(0)
+
+    future = writer.submit(lazy)
+    if kind == "sqlite":
+        with pytest.raises(RuntimeError, match="wait for nothing but its connection"):
+            await future
+    else:
+        await future
 
 
 async def test_an_owner_that_raises_costs_nobody_else_a_receipt(writer: Writer, ledger: Ledger) -> None:
