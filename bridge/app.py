@@ -188,6 +188,7 @@ class Bridge:
         for part in self.parts[2:]:
             undo.push_async_callback(_end, part)
         undo.push_async_callback(self.http.stop)
+        undo.callback(self.services.feed.close)
         instruments.install(self)
 
         await self.broker.start()
@@ -228,6 +229,7 @@ class Bridge:
             audit=Audit(self.writer, http.audit_lines, time.time),
             # Where a token is needed nothing is gained by another name: a browser has no cookie for it.
             hosts=http.hosts if http.hosts or not required else None,
+            max_streams=http.max_streams,
             metrics_open=not (http.metrics_token and required),
         )
 

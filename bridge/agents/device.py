@@ -111,22 +111,29 @@ class Device:
             decoded = numbered(decoded, message.address.replay)
         if self.logic is not None and self.logic.take(message, stream, decoded):
             return
-        writer = self._services.writer
+        writer, feed = self._services.writer, self._services.feed
         if isinstance(decoded, Reading):
             ts, message_id, payload = decoded
             writer.add_reading(self.id, stream, ts, received_at, message_id, payload, message.receipt)
             self._keep_latest(stream, ts, payload)
+            if feed.listening:
+                feed.readings(self.id, stream, received_at, (decoded,))
         else:
             rows = [(self.id, stream, r.ts, received_at, r.message_id, r.payload) for r in decoded]
             writer.add_readings(rows, message.receipt)
             last = max(decoded, key=lambda reading: reading.ts)
             self._keep_latest(stream, last.ts, last.payload)
+            if feed.listening:
+                feed.readings(self.id, stream, received_at, decoded)
         self._count(received_at)
 
     def recorded(self, stream: str, readings: Sequence[Reading], received_at: float) -> None:
         """A message that device logic has handled is committed with its readings."""
         last = max(readings, key=lambda reading: reading.ts)
         self._keep_latest(stream, last.ts, last.payload)
+        feed = self._services.feed
+        if feed.listening:
+            feed.readings(self.id, stream, received_at, readings)
         self._count(received_at)
 
     def _count(self, received_at: float) -> None:

@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from bridge.agents.agent import Agent
+from bridge.agents.feed import Feed
 from bridge.agents.handlers import Handlers
 from bridge.agents.limits import Limit
 from bridge.agents.logic import LogicRules
@@ -74,6 +75,7 @@ class Services:
         "_waiters",
         "census",
         "clock",
+        "feed",
         "loader",
         "logic_classes",
         "logic_rules",
@@ -113,6 +115,7 @@ class Services:
         self.logic_classes = {name: (agent, Handlers(agent)) for name, agent in (agents or {}).items()}
         """By `Profile.agent`."""
         self.logic_rules = LogicRules(rules.handler_timeout, rules.restarts, rules.restart_window, rules.mailbox_limit)
+        self.feed: Final = Feed(writer, clock)
         self.publish: Publish
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         """By command id: who waits for its next status."""
@@ -120,6 +123,8 @@ class Services:
 
     def publish_json(self, device_id: str, name: str, body: Any, *, qos: int = 0, retain: bool = False) -> None:
         """Publish a JSON object on one of a device's topics."""
+        if self.feed.listening:
+            self.feed.published(device_id, name, body)
         self.publish(self.topics.of(device_id, name), msgspec.json.encode(body), qos=qos, retain=retain)
 
     def refuse(
@@ -148,6 +153,8 @@ class Services:
             self._refusals_logged.passed_over = 0
         letter = DeadLetter(at=now, topic=topic, device_id=device_id, reason=reason, error=text[:2000], payload=payload)
         self.writer.add_dead_letter(letter, receipt)
+        if self.feed.listening:
+            self.feed.refused(letter)
         if device_id is not None and kind is not None and kind.from_device:
             body = {"reason": reason, "error": text[:500], "topic": topic}
             self.publish_json(device_id, "error", body)

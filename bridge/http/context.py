@@ -33,5 +33,7 @@ class Context:
     audit: Audit
     hosts: tuple[str, ...] | None
     """Names that the bridge may be called by, beside its addresses; None where any name will do."""
+    max_streams: int
+    """Clients that may follow events at once."""
     metrics_open: bool
     """Whether `/metrics` asks for no token."""

@@ -121,6 +121,7 @@ class Http(Section):
     max_failed_logins: Count = Field(
         10, description="Wrong tokens from one address within a minute; then it is refused without a look at them."
     )
+    max_streams: Count = Field(50, description="Clients that may follow /api/v1/stream at once.")
     audit_lines: Count = Field(100_000, description="Lines of the audit trail that are kept, the latest.")
 
 
