@@ -284,4 +284,6 @@ def _rules(settings: Settings) -> Rules:
         offload_workers=agent.offload_workers,
         command_ttl=command.ttl,
         command_max_ttl=command.max_ttl,
+        command_attempts=command.attempts,
+        command_retry_after=command.retry_after,
     )

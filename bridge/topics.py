@@ -13,7 +13,7 @@ STREAM: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 DEFAULT_STREAM: Final = "default"
 
-_TO_DEVICE: Final = ("command/request", "ping", "state/delta", "error")
+_TO_DEVICE: Final = ("command/request", "command/cancel", "ping", "state/delta", "error")
 _TO_ALL: Final = ("presence", "state", "command/status")
 
 

@@ -55,6 +55,17 @@ class Addressee(Protocol):
         """One of its commands has its last status."""
 
 
+class Executor(Protocol):
+    """Who carries out some commands in the device's place: its agent."""
+
+    def takes(self, name: str) -> bool:
+        """Whether commands of this name are its own; the device is not sent them."""
+
+    def execute(self, command: Command) -> None:
+        """Carry out a command, which is `sent` now, and report its end with `CommandBook.report`. Called again, up to
+        the command's attempts, if the bridge was restarted or `retry_after` went by without a report."""
+
+
 @final
 class CommandBook:
     """The unfinished commands of one device, oldest first.
@@ -64,13 +75,16 @@ class CommandBook:
     book, so the guard in the database finds nothing to stop unless something here is wrong.
     """
 
-    __slots__ = ("_device", "_host", "_services", "open")
+    __slots__ = ("_device", "_host", "_sending", "_services", "executor", "open")
 
     def __init__(self, device: Addressee, services: Services, host: Host) -> None:
         self._device = device
         self._services = services
         self._host = host
         self.open: dict[str, Command] = {}
+        self._sending: set[str] = set()
+        """The commands of which an attempt waits for its commit: there is no other one until then."""
+        self.executor: Executor | None = None
 
     # ------------------------------------------------------------------ from the operator
 
@@ -79,47 +93,43 @@ class CommandBook:
         command: Command,
         *,
         cause: str,
-        receipt: Receipt | None = None,
+        message: Message | None = None,
         done: asyncio.Future[Accepted] | None = None,
     ) -> None:
-        """Store a new command, then answer: the receipt is settled and `done` resolved after the commit, with the
-        stored command and whether it is new. The same idempotency key gives the same command.
+        """Store a new command, then answer: `message`'s receipt is settled and `done` resolved after the commit, with
+        the stored command and whether it is new. The same idempotency key gives the same command; if that one asks
+        for something else, the new one is refused (`key_conflict`).
 
         Raises RefusedError when the device has too many unfinished commands.
         """
         if len(self.open) >= MAX_OPEN:
             raise RefusedError("too_many_commands", f"{self._device.id} has {MAX_OPEN} unfinished commands")
-
-        at_once = self._device.listening
+        at_once = self._receiver(command)
         now = self._services.clock()
 
         async def insert(connection: AsyncConnection) -> Accepted:
-            accepted = await stored.insert_command(connection, command, cause)
-            if at_once and accepted[1]:
+            stored_command, created = await stored.insert_command(connection, command, cause)
+            if created and at_once is not None:
                 # Both steps in one commit: it is what the operator waits for.
-                await stored.advance_command(
-                    connection,
-                    command.command_id,
-                    expected=PREDECESSORS[CommandStatus.SENT],
-                    status=CommandStatus.SENT,
-                    at=now,
-                    cause=LISTENING,
-                )
-            return accepted
+                await _store(connection, command, CommandStatus.SENT, now, at_once)
+            return stored_command, created
 
         def inserted(accepted: Accepted) -> None:
-            command, created = accepted
+            stored_command, created = accepted
             if created:
                 self.open[command.command_id] = command
                 self._host.call_before(command.expires_at)
                 self._announce(command, cause)
-                if at_once:
+                if at_once is not None:
                     command.status = CommandStatus.SENT
                     command.updated_at = now
-                    self._announce(command, LISTENING)
-                    self._publish_request(command)
-                elif self._device.listening:
-                    self._send(command)
+                    command.attempts = 1
+                    self._announce(command, at_once)
+                    self._hand_over(command)
+                elif (receiver := self._receiver(command)) is not None:
+                    self._send(command, receiver)  # it has come meanwhile
+            elif not stored_command.is_asked_by(command):
+                failed(self._conflict(command, stored_command, message))
             if done is not None and not done.done():
                 done.set_result(accepted)
 
@@ -127,7 +137,22 @@ class CommandBook:
             if done is not None and not done.done():
                 done.set_exception(error)
 
+        receipt = None if message is None else message.receipt
         self._then(self._services.writer.submit(insert, receipt), inserted, failed)
+
+    def _conflict(self, command: Command, stored_command: Command, message: Message | None) -> RefusedError:
+        error = RefusedError(
+            "key_conflict",
+            f"id {command.key[:64]!r} is that of another command, {stored_command.name!r}"
+            f" ({stored_command.command_id}): a new command needs an id of its own",
+        )
+        if message is not None:
+            # Acknowledged it is already, with its batch; the letter is what its sender's mistake leaves behind.
+            topic, kind = message.address.topic, message.address.kind
+            self._services.refuse(
+                topic, message.payload, error.reason, str(error), None, device_id=self._device.id, kind=kind
+            )
+        return error
 
     def stage(self, command: Command, cause: str) -> Staged:
         """A new command that is stored in somebody else's transaction: the change, and what to call with its result
@@ -145,8 +170,8 @@ class CommandBook:
             self.open[command.command_id] = command
             self._host.call_before(command.expires_at)
             self._announce(command, cause)
-            if self._device.listening:
-                self._send(command)
+            if (receiver := self._receiver(command)) is not None:
+                self._send(command, receiver)
 
         return insert, inserted
 
@@ -154,32 +179,66 @@ class CommandBook:
         """Take up an unfinished command that was stored before the bridge was restarted."""
         self.open[command.command_id] = command
         self._host.call_before(command.expires_at)
+        if command.may_become(CommandStatus.SENT) and self._is_ours(command):
+            self._send(command, "restart")
 
-    def cancel(self, command_id: str, cause: str) -> bool:
-        """Cancel an unfinished command; False if there is none with this id."""
+    def cancel(self, command_id: str, cause: str, done: asyncio.Future[bool] | None = None) -> None:
+        """Cancel an unfinished command; `done` says whether there was one with this id, once it is committed.
+
+        A device that has been sent the command and is there is told (`command/cancel`). Whether it stops is its own
+        affair: what it answers is recorded and changes nothing.
+        """
         command = self.open.get(command_id)
-        if command is None:
-            return False
-        self._advance(command, CommandStatus.CANCELLED, cause)
-        return True
+        if command is None or not command.may_become(CommandStatus.CANCELLED):
+            _resolve(done, False)
+            return
+        told = command.attempts > 0 and not self._is_ours(command)
+
+        def cancelled() -> None:
+            if told:
+                topic = self._services.topics.of(self._device.id, "command/cancel")
+                self._services.publish(topic, msgspec.json.encode({"id": command_id}), qos=1, live_only=True)
+            _resolve(done, True)
+
+        def failed(error: BaseException) -> None:
+            if done is not None and not done.done():
+                done.set_exception(error)
+
+        self._advance(command, CommandStatus.CANCELLED, cause, then=cancelled, failed=failed)
 
     # ------------------------------------------------------------------ to the device
 
     def send_waiting(self, now: float) -> None:
         """The device is there: send, oldest first, what it has not acknowledged yet."""
         for command in list(self.open.values()):
-            if command.expires_at <= now:
-                continue
-            if command.status is CommandStatus.QUEUED:
-                self._send(command)
-            elif command.status is CommandStatus.SENT:
-                self._publish_request(command)
+            if command.expires_at > now and not self._is_ours(command):
+                cause = LISTENING if command.status is CommandStatus.QUEUED else "reconnect"
+                self._send(command, cause)
 
-    def _send(self, command: Command) -> None:
-        self._advance(command, CommandStatus.SENT, LISTENING, then=partial(self._publish_request, command))
+    def _is_ours(self, command: Command) -> bool:
+        return self.executor is not None and self.executor.takes(command.name)
 
-    def _publish_request(self, command: Command) -> None:
-        if command.expires_at <= self._services.clock():
+    def _receiver(self, command: Command) -> str | None:
+        """Who would take the command now: the cause of its being sent, None if nobody is there."""
+        if self._is_ours(command):
+            return "agent"
+        return LISTENING if self._device.listening else None
+
+    def _send(self, command: Command, cause: str) -> None:
+        """Make another attempt, if there may be one."""
+        if command.command_id in self._sending or not command.may_become(CommandStatus.SENT):
+            return
+        self._sending.add(command.command_id)
+        self._advance(command, CommandStatus.SENT, cause, then=partial(self._hand_over, command))
+
+    def _hand_over(self, command: Command) -> None:
+        """The attempt is committed: let the receiver have the command, unless it has ended meanwhile."""
+        if command.status.final or command.expires_at <= self._services.clock():
+            return
+        if (again := command.retry_due()) < command.expires_at:
+            self._host.call_before(again)
+        if self._is_ours(command) and self.executor is not None:
+            self.executor.execute(command)
             return
         request = {
             "id": command.command_id,
@@ -201,6 +260,12 @@ class CommandBook:
     def _delivered(self, command: Command) -> None:
         if command.may_become(CommandStatus.DELIVERED):
             self._advance(command, CommandStatus.DELIVERED, "puback")
+
+    def report(self, command_id: str, status: CommandStatus, result: Any = None, error: str | None = None) -> None:
+        """What the executor has to say of a command; once it has ended, nothing."""
+        command = self.open.get(command_id)
+        if command is not None and command.may_become(status):
+            self._advance(command, status, "agent", result=result, error=error)
 
     def answer(self, response: CommandResponse, message: Message) -> None:
         """Take a device's response. A late or second one is recorded with the command and changes nothing; one that
@@ -246,18 +311,26 @@ class CommandBook:
     # ------------------------------------------------------------------ time
 
     @property
-    def next_deadline(self) -> float:
-        """The earliest deadline of an unfinished command; infinity if there is none."""
-        return min(
-            (command.expires_at for command in self.open.values() if not command.status.final),
-            default=float("inf"),
-        )
+    def next_due(self) -> float:
+        """When `tick` is wanted next, for a deadline or another attempt, in Unix seconds; infinity if for neither."""
+        due = float("inf")
+        for command in self.open.values():
+            if command.status.final:
+                continue
+            due = min(due, command.expires_at)
+            if command.command_id not in self._sending and self._receiver(command) is not None:
+                due = min(due, command.retry_due())
+        return due
 
-    def expire(self, now: float) -> None:
-        """End what is past its deadline."""
+    def tick(self, now: float) -> None:
+        """End what is past its deadline; send again what nobody has acknowledged for too long."""
         for command in list(self.open.values()):
-            if command.expires_at <= now and not command.status.final:
+            if command.status.final:
+                continue
+            if command.expires_at <= now:
                 self._advance(command, CommandStatus.EXPIRED, "deadline")
+            elif command.retry_due() <= now and self._receiver(command) is not None:
+                self._send(command, "retry")
 
     # ------------------------------------------------------------------ one change
 
@@ -271,28 +344,24 @@ class CommandBook:
         result: Any = None,
         error: str | None = None,
         then: Callable[[], None] | None = None,
+        failed: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """Store a change of status; once it is committed, publish it and call `then`."""
+        """Store a change of status; once it is committed, publish it and call `then`; `failed` if it cannot be."""
         now = self._services.clock()
         # From here on the book goes by the new status; the database decides whether it becomes one.
         command.status = status
         command.updated_at = now
         command.result = result
         command.error = error
+        if status is CommandStatus.SENT:
+            command.attempts += 1
 
         async def update(connection: AsyncConnection) -> bool:
-            return await stored.advance_command(
-                connection,
-                command.command_id,
-                expected=PREDECESSORS[status],
-                status=status,
-                at=now,
-                cause=cause,
-                result=result,
-                error=error,
-            )
+            return await _store(connection, command, status, now, cause, result, error)
 
         def updated(changed: bool) -> None:
+            if status is CommandStatus.SENT:
+                self._sending.discard(command.command_id)
             if status.final:
                 self.open.pop(command.command_id, None)
             if not changed:
@@ -304,15 +373,17 @@ class CommandBook:
             if then is not None:
                 then()
 
-        def failed(problem: BaseException) -> None:
+        def not_stored(problem: BaseException) -> None:
             log.error(
                 "command status could not be stored",
                 command=command.command_id,
                 status=status.value,
                 problem=str(problem),
             )
+            if failed is not None:
+                failed(problem)
 
-        self._then(self._services.writer.submit(update, receipt), updated, failed)
+        self._then(self._services.writer.submit(update, receipt), updated, not_stored)
 
     def _announce(
         self, command: Command, cause: str, status: CommandStatus | None = None, at: float | None = None
@@ -333,6 +404,8 @@ class CommandBook:
         self._services.census.commands[status.value] += 1
         self._services.publish_json(self._device.id, "command/status", body, qos=1)
         self._services.command_changed(command.command_id)
+        if status.final and command.rollout_id is not None and self._services.rollout_news is not None:
+            self._services.rollout_news(command.rollout_id, command.command_id, status)
 
     def _then(
         self,
@@ -352,3 +425,29 @@ class CommandBook:
                 self._host.soon(partial(succeeded, future.result()))
 
         future.add_done_callback(committed)
+
+
+async def _store(
+    connection: AsyncConnection,
+    command: Command,
+    status: CommandStatus,
+    at: float,
+    cause: str,
+    result: Any = None,
+    error: str | None = None,
+) -> bool:
+    return await stored.advance_command(
+        connection,
+        command.command_id,
+        expected=PREDECESSORS[status],
+        status=status,
+        at=at,
+        cause=cause,
+        result=result,
+        error=error,
+    )
+
+
+def _resolve(done: asyncio.Future[bool] | None, answer: bool) -> None:
+    if done is not None and not done.done():
+        done.set_result(answer)

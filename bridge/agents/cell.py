@@ -55,8 +55,8 @@ class Cell:
         self._task: asyncio.Task[None] | None = None
         self._waker: asyncio.Future[None] | None = None
         self._used_at = services.clock()
-        # Monotonic: when the wheel will call at the earliest.
-        self._next_tick = 0.0
+        # Monotonic: when the wheel will call at the earliest; infinity while it is not going to.
+        self._next_tick = float("inf")
         self._tick_after(services.rules.sleep_after)
 
     # ------------------------------------------------------------------ from outside
@@ -213,14 +213,15 @@ class Cell:
     def _tick_after(self, delay: float) -> None:
         wheel = self._services.wheel
         now = wheel.now()
-        if now < self._next_tick <= now + delay:
-            return  # the timer that is set is early enough
+        if self._next_tick <= now + delay:
+            return  # the timer that is set is early enough, even if its time has come and the wheel is not there yet
         self._next_tick = now + delay
         wheel.call_after(delay, self._tick)
 
     def _tick(self) -> None:
         if self._services.wheel.now() < self._next_tick:
             return  # an earlier timer has taken its place, and has set the next one
+        self._next_tick = float("inf")
         now = self._services.clock()
         rules = self._services.rules
         device = self._device

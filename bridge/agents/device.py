@@ -12,7 +12,7 @@ from bridge.agents.liveness import Liveness
 from bridge.agents.logic import Logic
 from bridge.agents.services import Services
 from bridge.agents.world import BridgeWorld
-from bridge.commands import Command, decode_request, decode_response, new_command
+from bridge.commands import Command, CommandRequest, decode_request, decode_response, new_command
 from bridge.errors import RefusedError
 from bridge.messages import Kind, Link, Message
 from bridge.presence import Presence, Status, Transition
@@ -152,14 +152,10 @@ class Device:
             latest.payload = payload
 
     def _accept_command(self, message: Message) -> None:
-        rules = self._services.rules
         request = decode_request(message.payload)
         if message.address.replay and request.id is None:
             request = msgspec.structs.replace(request, id=message.address.replay)
-        command = new_command(
-            self.id, request, message.received_at, ttl=rules.command_ttl, max_ttl=rules.command_max_ttl
-        )
-        self.book.accept(command, cause="mqtt", receipt=message.receipt)
+        self.book.accept(self.new_command(request, message.received_at), cause="mqtt", message=message)
 
     def _take_response(self, message: Message) -> None:
         self.book.answer(decode_response(message.payload), message)
@@ -187,6 +183,20 @@ class Device:
 
     # ------------------------------------------------------------------ commands
 
+    def new_command(self, request: CommandRequest, now: float, rollout_id: str | None = None) -> Command:
+        """The command that `request` asks of this device. Raises RefusedError if it is not acceptable."""
+        profile = self.profile
+        return new_command(
+            self.id,
+            request,
+            now,
+            ttl=profile.command_ttl,
+            max_ttl=profile.command_max_ttl,
+            attempts=profile.command_attempts,
+            retry_after=profile.command_retry_after,
+            rollout_id=rollout_id,
+        )
+
     @property
     def book(self) -> CommandBook:
         """The device's unfinished commands."""
@@ -206,7 +216,7 @@ class Device:
         now = self._services.clock()
         self.liveness.tick(now)
         if self.commands is not None:
-            self.commands.expire(now)
+            self.commands.tick(now)
         if self.logic is not None:
             self.logic.tick(now)
         if self._changed and now >= self._save_at:
@@ -217,7 +227,7 @@ class Device:
         """When `tick` is wanted next, in Unix seconds; infinity if nothing can be due."""
         due = self.liveness.next_check()
         if self.commands is not None:
-            due = min(due, self.commands.next_deadline)
+            due = min(due, self.commands.next_due)
         if self.logic is not None:
             due = min(due, self.logic.next_due)
         if self._changed:

@@ -15,7 +15,7 @@ from bridge.agents.book import Accepted
 from bridge.agents.cell import Cell
 from bridge.agents.device import Device
 from bridge.agents.services import Services
-from bridge.commands import Command, CommandRequest, new_command
+from bridge.commands import Command, CommandRequest
 from bridge.errors import RefusedError
 from bridge.messages import Link, Message
 from bridge.presence import Status
@@ -73,23 +73,30 @@ class Router:
 
     # ------------------------------------------------------------------ from the operator
 
-    async def send(self, device_id: str, request: CommandRequest, cause: str) -> Accepted:
+    async def send(
+        self, device_id: str, request: CommandRequest, cause: str, rollout_id: str | None = None
+    ) -> Accepted:
         """Store a command and see it on its way: the stored command, and whether it is new.
 
         Raises RefusedError when the request is not acceptable, StorageError when it cannot be stored.
         """
-        rules = self._services.rules
         now = self._services.clock()
-        command = new_command(device_id, request, now, ttl=rules.command_ttl, max_ttl=rules.command_max_ttl)
         done: asyncio.Future[Accepted] = self._services.loop.create_future()
 
         def accept(device: Device) -> None:
             try:
-                device.book.accept(command, cause=cause, done=done)
+                device.book.accept(device.new_command(request, now, rollout_id), cause=cause, done=done)
             except RefusedError as error:
-                done.set_exception(error)
+                if not done.done():
+                    done.set_exception(error)
 
         self.cell(device_id).tell(accept)
+        return await done
+
+    async def cancel(self, device_id: str, command_id: str, cause: str) -> bool:
+        """Cancel a command of a device; False if it has no unfinished one with this id. Answered after the commit."""
+        done: asyncio.Future[bool] = self._services.loop.create_future()
+        self.cell(device_id).tell(lambda device: device.book.cancel(command_id, cause, done))
         return await done
 
     # ------------------------------------------------------------------ all cells

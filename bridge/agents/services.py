@@ -19,6 +19,7 @@ from bridge.agents.limits import Limit
 from bridge.agents.logic import LogicRules
 from bridge.agents.offload import Offload
 from bridge.agents.timers import TimerWheel
+from bridge.commands import CommandStatus
 from bridge.messages import Kind, Message, Publish
 from bridge.profiles import Profile, Profiles
 from bridge.receipts import Receipt
@@ -47,6 +48,8 @@ class Rules:
     snapshot_interval: float = 5.0
     command_ttl: float = 60.0
     command_max_ttl: float = 86_400.0
+    command_attempts: int = 3
+    command_retry_after: float = 10.0
     handler_timeout: float = 30.0
     offload_workers: int = 0
     """Processes, and as many threads, for work that must not hold up the event loop; 0: by the processors."""
@@ -83,6 +86,7 @@ class Services:
         "offload",
         "profiles",
         "publish",
+        "rollout_news",
         "rules",
         "topics",
         "wheel",
@@ -117,6 +121,8 @@ class Services:
         self.logic_rules = LogicRules(rules.handler_timeout, rules.restarts, rules.restart_window, rules.mailbox_limit)
         self.feed: Final = Feed(writer, clock)
         self.publish: Publish
+        self.rollout_news: Callable[[str, str, CommandStatus], None] | None = None
+        """Called when a command of a rollout has ended, with the ids of the two."""
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         """By command id: who waits for its next status."""
         self._refusals_logged = Limit(REFUSALS_LOGGED, 1.0)
@@ -133,7 +139,7 @@ class Services:
         payload: bytes,
         reason: str,
         text: str,
-        receipt: Receipt,
+        receipt: Receipt | None,
         *,
         device_id: str | None = None,
         kind: Kind | None = None,
@@ -199,4 +205,6 @@ def _profile(rules: Rules) -> Profile:
         ping_misses=rules.ping_misses,
         command_ttl=rules.command_ttl,
         command_max_ttl=rules.command_max_ttl,
+        command_attempts=rules.command_attempts,
+        command_retry_after=rules.command_retry_after,
     )

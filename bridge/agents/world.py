@@ -13,7 +13,7 @@ from bridge.agents.book import CommandBook, Host
 from bridge.agents.effects import Effects, Seat, StoredState
 from bridge.agents.logic import Job
 from bridge.agents.services import Services
-from bridge.commands import Command, CommandRequest, new_command
+from bridge.commands import Command, CommandRequest
 from bridge.profiles import Profile
 from bridge.readings import Reading
 from bridge.storage.agents import AgentState, load_agent
@@ -34,6 +34,9 @@ class Subject(Protocol):
     @property
     def book(self) -> CommandBook:
         """Its commands."""
+
+    def new_command(self, request: CommandRequest, now: float) -> Command:
+        """The command that `request` asks of it."""
 
     def recorded(self, stream: str, readings: Sequence[Reading], received_at: float) -> None:
         """A message that device logic has handled is committed with its readings."""
@@ -67,11 +70,7 @@ class BridgeWorld:
         )
 
     def _new_command(self, name: str, args: Any, ttl: float | None) -> Command:
-        profile = self._device.profile
-        request = CommandRequest(name, args, ttl=ttl)
-        return new_command(
-            self._device.id, request, self._services.clock(), ttl=profile.command_ttl, max_ttl=profile.command_max_ttl
-        )
+        return self._device.new_command(CommandRequest(name, args, ttl=ttl), self._services.clock())
 
     # ------------------------------------------------------------------ from the database
 

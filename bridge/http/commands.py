@@ -1,14 +1,16 @@
-"""Commands: send one, and follow it to its end."""
+"""Commands: send one, follow it to its end, cancel it, list them."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
 from fastapi import APIRouter, HTTPException, Path, Query
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.commands import CommandRequest
+from bridge.commands import Command, CommandStatus
 from bridge.errors import StorageUnavailableError
 from bridge.http import models
 from bridge.http.context import Context
@@ -18,28 +20,65 @@ from bridge.storage import commands as stored
 STORE_TIMEOUT: Final = 10.0
 """Seconds that a command may take to be stored before the caller is told that the database is not there."""
 
+CURSOR: Final = r"^\d+(\.\d+)?~[0-9A-Za-z]{1,64}$"
+"""A place in the list: a command's `created_at` in Unix seconds, and its id."""
+
+CommandId = Annotated[str, Path(max_length=64)]
+Wait = Annotated[float, Query(ge=0, le=60)]
+
 
 def routes(context: Context) -> APIRouter:
-    """`/devices/{device_id}/commands`, `/commands/{command_id}`."""
+    """`/devices/{device_id}/commands`, `/commands`, `/commands/{command_id}`, `/commands/{command_id}/cancel`."""
     api = APIRouter(tags=["commands"])
 
     @api.post("/devices/{device_id}/commands", status_code=202)
     async def send(device_id: DeviceId, body: models.CommandBody) -> models.CommandView:
-        """Store a command and send it as soon as the device is there. Answered after the commit."""
-        request = CommandRequest(name=body.name, args=body.args, id=body.id, ttl=body.ttl)
-        try:
-            async with asyncio.timeout(STORE_TIMEOUT):
-                command, _created = await context.router.send(device_id, request, "api")
-        except TimeoutError:
-            raise StorageUnavailableError(
-                "the database does not answer; give the command an id and send it again with the same one"
-            ) from None
+        """Store a command and send it as soon as the device is there. Answered after the commit. The id of a stored
+        command gives that one; if it was asked for something else, 409."""
+        async with in_time():
+            command, _created = await context.router.send(device_id, body.request(), "api")
         return models.CommandView.of(command)
+
+    @api.get("/commands")
+    async def page(
+        device: Annotated[str | None, Query(max_length=64)] = None,
+        status: CommandStatus | None = None,
+        rollout: Annotated[str | None, Query(max_length=64)] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Annotated[str | None, Query(max_length=120, pattern=CURSOR)] = None,
+    ) -> models.CommandPage:
+        """Commands, the newest first: all, or of a device, in a status, of a rollout. `before` is the `next` of the
+        page before."""
+        wanted = stored.Wanted(device, status, rollout)
+        at, _, last = (before or "").partition("~")
+        cursor = (float(at), last) if before else None
+        found = await context.database.read(lambda connection: stored.list_commands(connection, wanted, limit, cursor))
+        following = f"{found[-1].created_at!r}~{found[-1].command_id}" if len(found) == limit else None
+        return models.CommandPage(commands=[models.CommandView.of(command) for command in found], next=following)
+
+    @api.post("/commands/{command_id}/cancel")
+    async def cancel(command_id: CommandId) -> models.CommandView:
+        """End a command that has not ended yet, whether the device has it already or not; then it is told. 409 if the
+        command has ended otherwise."""
+        command = await found(command_id)
+        if not command.status.final:
+            async with in_time():
+                await context.router.cancel(command.device_id, command_id, "api")
+            command = await found(command_id)
+        if command.status is not CommandStatus.CANCELLED:
+            raise HTTPException(409, f"command {command_id} has {command.status.value} already")
+        return models.CommandView.of(command)
+
+    async def found(command_id: str) -> Command:
+        command = await context.database.read(lambda connection: stored.get_command(connection, command_id))
+        if command is None:
+            raise HTTPException(404, f"there is no command {command_id!r}")
+        return command
 
     @api.get("/commands/{command_id}")
     async def follow(
-        command_id: Annotated[str, Path(max_length=64)],
-        wait: Annotated[float, Query(ge=0, le=60)] = 0.0,
+        command_id: CommandId,
+        wait: Wait = 0.0,
         after_seq: Annotated[int, Query(ge=0)] = 0,
     ) -> models.CommandWithEvents:
         """A command and its steps after `after_seq`. With `wait` it answers as soon as there is such a step, or after
@@ -57,6 +96,18 @@ def routes(context: Context) -> APIRouter:
                 await asyncio.wait([news], timeout=deadline - loop.time())
 
     return api
+
+
+@asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """Answers a change that is not stored in time with the advice to try again."""
+    try:
+        async with asyncio.timeout(STORE_TIMEOUT):
+            yield
+    except TimeoutError:
+        raise StorageUnavailableError(
+            "the database does not answer; with an id it is safe to send the same again"
+        ) from None
 
 
 async def _look(connection: AsyncConnection, command_id: str, after_seq: int) -> models.CommandWithEvents | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bridge.commands import Command, CommandStatus
+from bridge.commands import Command, CommandRequest, CommandStatus
 
 
 def moment(seconds: float) -> datetime:
@@ -33,6 +33,16 @@ class CommandBody(Model):
         description="Idempotency key: the same key gives the same command.",
     )
     ttl: float | None = Field(default=None, gt=0, description="Seconds until the command expires.")
+    attempts: int | None = Field(
+        default=None, ge=1, le=100, description="Requests that the device may be sent while it acknowledges none."
+    )
+    retry_after: float | None = Field(
+        default=None, gt=0, le=86_400, description="Seconds without an acknowledgement until the next attempt."
+    )
+
+    def request(self) -> CommandRequest:
+        """What the agents are asked."""
+        return CommandRequest(self.name, self.args, self.id, self.ttl, self.attempts, self.retry_after)
 
 
 class CommandView(Model):
@@ -47,6 +57,10 @@ class CommandView(Model):
     created_at: datetime
     expires_at: datetime
     updated_at: datetime
+    attempts: int = Field(description="Requests sent so far, of at most `max_attempts`.")
+    max_attempts: int
+    retry_after: float
+    rollout_id: str | None = None
     result: Any = None
     error: str | None = None
 
@@ -63,9 +77,20 @@ class CommandView(Model):
             created_at=moment(command.created_at),
             expires_at=moment(command.expires_at),
             updated_at=moment(command.updated_at),
+            attempts=command.attempts,
+            max_attempts=command.max_attempts,
+            retry_after=command.retry_after,
+            rollout_id=command.rollout_id,
             result=command.result,
             error=command.error,
         )
+
+
+class CommandPage(Model):
+    """Commands, the newest first. `next` is the `before` of the following page."""
+
+    commands: list[CommandView]
+    next: str | None
 
 
 class CommandEventView(Model):

@@ -33,6 +33,7 @@ RESPONSES: Final = described(
     _401="The token is missing or wrong.",
     _403="The caller's role does not allow it, or another site's page asked.",
     _404="There is no such thing.",
+    _409="It contradicts what is there already.",
     _413="The request is too large.",
     _415="The content type is not taken.",
     _421="The bridge is not called by that name.",
@@ -61,6 +62,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RefusedError)
     async def refused(_request: Request, error: RefusedError) -> Response:
+        if error.reason == "key_conflict":
+            return problem(409, "Conflict", str(error))
         return problem(422, "Refused", str(error))
 
     @app.exception_handler(StorageUnavailableError)

@@ -80,7 +80,7 @@ def _complete(name: str, section: ProfileSection, default: ProfileSection, setti
         ping_misses=pick("ping_misses", settings.agent.ping_misses),
         command_ttl=pick("command_ttl", command.ttl),
         command_max_ttl=command.max_ttl,
-        command_attempts=pick("command_attempts", 3),
-        command_retry_after=pick("command_retry_after", 10.0),
+        command_attempts=pick("command_attempts", command.attempts),
+        command_retry_after=pick("command_retry_after", command.retry_after),
         commands=default.commands | section.commands,
     )

@@ -192,6 +192,12 @@ class CommandSection(Section):
 
     ttl: Seconds = Field(60.0, description="Seconds until a command expires that does not say so itself.")
     max_ttl: Seconds = Field(86_400.0, description="Longest ttl in seconds that a command may ask for.")
+    attempts: int = Field(
+        3, ge=1, le=100, description="Requests of one command that a device may be sent while it acknowledges none."
+    )
+    retry_after: Seconds = Field(
+        10.0, le=86_400.0, description="Seconds without an acknowledgement after which the request is sent again."
+    )
 
 
 class Retention(Section):

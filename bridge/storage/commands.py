@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -31,6 +31,9 @@ _COLUMNS: Final = (
     commands.c.expires_at,
     commands.c.updated_at,
     commands.c.attempts,
+    commands.c.max_attempts,
+    commands.c.retry_after,
+    commands.c.rollout_id,
     commands.c.result,
     commands.c.error,
 )
@@ -61,6 +64,9 @@ async def insert_command(connection: AsyncConnection, command: Command, cause: s
         "expires_at": command.expires_at,
         "updated_at": command.updated_at,
         "attempts": command.attempts,
+        "max_attempts": command.max_attempts,
+        "retry_after": command.retry_after,
+        "rollout_id": command.rollout_id,
     }
     result = await connection.execute(dialect.insert(commands).values(row).on_conflict_do_nothing())
     if result.rowcount == 1:
@@ -82,7 +88,8 @@ async def advance_command(
     result: Any = None,
     error: str | None = None,
 ) -> bool:
-    """Change the status if the present one is in `expected`; False, and no change, if it is not."""
+    """Change the status if the present one is in `expected`; False, and no change, if it is not. There is no further
+    attempt (SENT) when as many have been made as there may be."""
     values: dict[Any, Any] = {"status": status.value, "updated_at": at}
     if result is not None:
         values["result"] = _json(result)
@@ -90,11 +97,10 @@ async def advance_command(
         values["error"] = storable(error)
     if status is CommandStatus.SENT:
         values["attempts"] = commands.c.attempts + 1
-    changed = await connection.execute(
-        update(commands)
-        .where(commands.c.command_id == command_id, commands.c.status.in_([s.value for s in expected]))
-        .values(values)
-    )
+    guard = [commands.c.command_id == command_id, commands.c.status.in_([s.value for s in expected])]
+    if status is CommandStatus.SENT:
+        guard.append(commands.c.attempts < commands.c.max_attempts)
+    changed = await connection.execute(update(commands).where(*guard).values(values))
     if changed.rowcount == 0:
         return False
     await _record(connection, command_id, status.value, at, cause, error)
@@ -124,6 +130,30 @@ async def get_command(connection: AsyncConnection, command_id: str) -> Command |
     """One command, None if there is none with this id."""
     row = (await connection.execute(select(*_COLUMNS).where(commands.c.command_id == command_id))).one_or_none()
     return None if row is None else _command(row)
+
+
+class Wanted(NamedTuple):
+    """Which commands to list: all, or those that fit everything that is not None."""
+
+    device_id: str | None = None
+    status: CommandStatus | None = None
+    rollout_id: str | None = None
+
+
+async def list_commands(
+    connection: AsyncConnection, wanted: Wanted, limit: int, before: tuple[float, str] | None = None
+) -> list[Command]:
+    """Commands, the newest first. `before` is the `created_at` and `command_id` of the last one of the page before."""
+    query = select(*_COLUMNS).order_by(commands.c.created_at.desc(), commands.c.command_id.desc()).limit(limit)
+    for column, value in zip((commands.c.device_id, commands.c.status, commands.c.rollout_id), wanted, strict=True):
+        if value is not None:
+            query = query.where(column == value)
+    if before is not None:
+        at, command_id = before
+        query = query.where(
+            commands.c.created_at <= at, or_(commands.c.created_at < at, commands.c.command_id < command_id)
+        )
+    return [_command(row) for row in await connection.execute(query)]
 
 
 async def open_commands(connection: AsyncConnection) -> list[Command]:

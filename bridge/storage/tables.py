@@ -162,12 +162,18 @@ commands: Final = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
+    # Requests sent so far, and how many there may be.
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("result", JSON),
     Column("error", Text),
+    Column("max_attempts", Integer, nullable=False, server_default=text("1")),
+    Column("retry_after", Double, nullable=False, server_default=text("10")),
+    Column("rollout_id", Text),
     UniqueConstraint("device_id", "key"),
     Index("commands_status_expires_at", "status", "expires_at"),
     Index("commands_device_id_created_at", "device_id", "created_at"),
+    Index("commands_created_at", "created_at"),
+    Index("commands_rollout_id_status", "rollout_id", "status"),
 )
 
 command_events: Final = Table(

@@ -56,13 +56,30 @@ def test_without_a_key_two_requests_are_two_commands() -> None:
     [
         b"", b"reboot", b"{}", b'{"name":1}', b'{"name":""}', b'{"name":"x","ttl":0}', b'{"name":"x","ttl":-1}',
         b'{"name":"x","ttl":3601}', b'{"name":"x","ttl":"soon"}', b'{"name":"x","id":""}', b'{"name":"\xff"}',
-        b"[" * 9999,
+        b'{"name":"x","attempts":0}', b'{"name":"x","attempts":101}', b'{"name":"x","retry_after":0}', b"[" * 9999,
     ],
 )  # fmt: skip
 def test_a_bad_request_is_refused(payload: bytes) -> None:
     with pytest.raises(RefusedError) as refused:
         command(decode_request(payload))
     assert refused.value.reason == "bad_command"
+
+
+def test_a_further_attempt_is_due_while_the_device_has_acknowledged_none() -> None:
+    made = command(CommandRequest("reboot", attempts=2, retry_after=5.0))
+    assert made.retry_due() == float("inf"), "nothing was sent yet"
+    made.status, made.attempts, made.updated_at = S.SENT, 1, NOW + 1
+    assert made.retry_due() == NOW + 6
+    made.status = S.DELIVERED
+    assert made.retry_due() == float("inf"), "it has acknowledged the request: it is its turn"
+    made.status, made.attempts = S.SENT, 2
+    assert made.retry_due() == float("inf")
+    assert not made.may_become(S.SENT)
+
+
+def test_what_is_not_said_comes_from_the_defaults() -> None:
+    made = new_command("d1", CommandRequest("x"), NOW, ttl=5, max_ttl=9, attempts=7, retry_after=2)
+    assert (made.expires_at, made.max_attempts, made.retry_after) == (NOW + 5, 7, 2)
 
 
 def test_a_response_says_how_far_the_device_is() -> None:

@@ -46,8 +46,16 @@ class Line:
 class House:
     """The agents' room with its doors open."""
 
-    def __init__(self, database: Database, writer: Writer, rules: Rules, agent: type[Agent] | None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        writer: Writer,
+        rules: Rules,
+        agent: type[Agent] | None,
+        clock: Callable[[], float],
+    ) -> None:
         self.database = database
+        self.clock = clock
         self.writer = writer
         self.ledger = Ledger()
         self.topics = Topics()
@@ -57,7 +65,7 @@ class House:
             loader=DeviceLoader(database),
             topics=self.topics,
             rules=rules,
-            clock=time.time,
+            clock=clock,
             profiles=None
             if agent is None
             else Profiles([Profile(agent="the agent", ping_interval=rules.ping_interval)]),
@@ -86,7 +94,7 @@ class House:
         address = self.topics.parse(topic)
         assert address is not None
         receipt = Receipt(self.ledger, qos=qos)
-        self.router.deliver(Message(address, payload, time.time(), receipt))
+        self.router.deliver(Message(address, payload, self.clock(), receipt))
         return receipt
 
     def bodies(self, topic: str) -> list[Any]:
@@ -95,7 +103,12 @@ class House:
 
 
 @asynccontextmanager
-async def house(url: str, rules: Rules | None = None, agent: type[Agent] | None = None) -> AsyncIterator[House]:
+async def house(
+    url: str,
+    rules: Rules | None = None,
+    agent: type[Agent] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[House]:
     """A running house on a migrated database, which may hold an earlier one's data. `agent`: of all its devices."""
     async with AsyncExitStack() as undo:
         database = await Database.open(url)
@@ -103,7 +116,7 @@ async def house(url: str, rules: Rules | None = None, agent: type[Agent] | None 
         writer = Writer(database)
         await writer.start()
         undo.push_async_callback(writer.stop, 5.0)
-        built = House(database, writer, rules or Rules(), agent)
+        built = House(database, writer, rules or Rules(), agent, clock)
         await built.router.start()
         undo.push_async_callback(built.router.stop, 5.0)
         yield built

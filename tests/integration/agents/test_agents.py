@@ -143,6 +143,19 @@ async def test_a_silent_device_is_pinged_and_falls_silent_only_without_an_answer
         assert (device.liveness.round_trip is not None) is answered
 
 
+async def test_a_timer_whose_time_has_come_is_not_put_off_by_a_later_one(url: str) -> None:
+    """The wheel turns four times a second: what is asked for in between must not replace what is due."""
+    async with house(url, Rules(snapshot_interval=60.0)) as built:
+        receipt = built.receive("devices/d1/telemetry", b"{}")
+        await until(lambda: receipt.outcome)
+        cell = built.router.cell("d1")
+        cell.call_before(built.clock() - 1.0)
+        due = cell._next_tick
+        cell.call_before(built.clock() + 30.0)
+        assert cell._next_tick == due
+        await until(lambda: cell._next_tick > built.services.wheel.now(), timeout=2.0)
+
+
 async def test_presence_follows_the_last_connection_and_epochs_survive_a_restart(url: str) -> None:
     async with house(url) as built:
         old, new = Line(), Line()

@@ -18,7 +18,7 @@ S = CommandStatus
 
 def command(key: str | None = None, now: float = 100.0, device_id: str = "d1") -> Command:
     request = Request("reboot", {"delay": 1.5, "why": "ünï \0"}, key)
-    return new_command(device_id, request, now, ttl=60, max_ttl=3600)
+    return new_command(device_id, request, now, ttl=60, max_ttl=3600, attempts=1)
 
 
 async def advance(writer: Writer, command_id: str, status: S, at: float, **values: object) -> bool:

@@ -1,0 +1,189 @@
+"""A command's attempts, its cancelling, its idempotency key, and who carries it out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from bridge.agents.book import CommandBook
+from bridge.agents.device import Device
+from bridge.agents.services import Rules
+from bridge.commands import Command, CommandRequest, CommandStatus
+from bridge.errors import RefusedError
+from bridge.receipts import Outcome
+from bridge.storage import commands as stored
+from bridge.storage import deadletters
+from tests.integration.agents.house import House, Line, Sent, house
+from tests.integration.agents.test_agents import until
+
+REQUEST = "devices/d1/command/request"
+STATUS = "devices/d1/command/status"
+CANCEL = "devices/d1/command/cancel"
+
+
+def requests(built: House) -> list[Sent]:
+    return [sent for sent in built.sent if sent.topic == REQUEST]
+
+
+async def steps(built: House, command_id: str) -> list[tuple[str, str]]:
+    events = await built.database.read(lambda connection: stored.command_events(connection, command_id))
+    return [(event.status, event.cause) for event in events]
+
+
+def acknowledge(sent: Sent) -> None:
+    assert sent.on_ack is not None
+    sent.on_ack()
+
+
+def respond(built: House, command_id: str, status: str) -> Any:
+    return built.receive("devices/d1/command/response", f'{{"id":"{command_id}","status":"{status}"}}'.encode())
+
+
+async def test_a_request_that_is_not_acknowledged_is_sent_again_with_the_same_id_up_to_its_attempts(url: str) -> None:
+    async with house(url) as built:
+        built.router.attached("d1", Line(), listening=True)
+        command, _ = await built.router.send("d1", CommandRequest("open", ttl=2.5, attempts=3, retry_after=0.1), "api")
+        await until(lambda: built.bodies(STATUS) and built.bodies(STATUS)[-1]["status"] == "expired")
+        assert [sent.body["id"] for sent in requests(built)] == [command.command_id] * 3
+        assert await steps(built, command.command_id) == [
+            ("queued", "api"), ("sent", "device_listening"), ("sent", "retry"), ("sent", "retry"),
+            ("expired", "deadline"),
+        ]  # fmt: skip
+        assert [body["status"] for body in built.bodies(STATUS)] == ["queued", "sent", "sent", "sent", "expired"]
+
+
+async def test_what_the_device_has_acknowledged_is_not_sent_again_not_even_on_its_next_connection(url: str) -> None:
+    async with house(url, Rules(command_attempts=5, command_retry_after=0.05)) as built:
+        line = Line()
+        built.router.attached("d1", line, listening=True)
+        command, _ = await built.router.send("d1", CommandRequest("open", ttl=1.5), "api")
+        await until(lambda: requests(built))
+        acknowledge(requests(built)[0])
+        await until(lambda: built.bodies(STATUS)[-1]["status"] == "delivered")
+        sent = len(requests(built))
+        built.router.detached("d1", line, "error")
+        built.router.attached("d1", Line(), listening=True)
+        await until(lambda: built.bodies(STATUS)[-1]["status"] == "expired")
+        assert len(requests(built)) == sent
+        # An acknowledgement that comes twice, or late, says nothing new.
+        acknowledge(requests(built)[0])
+        respond(built, command.command_id, "succeeded")
+        await until(lambda: built.ledger.in_flight == 0)
+        assert (await steps(built, command.command_id))[-2:] == [
+            ("expired", "deadline"),
+            ("succeeded", "late_response"),
+        ]
+
+
+async def test_a_new_connection_is_sent_what_was_not_acknowledged_on_the_last_one(url: str) -> None:
+    async with house(url) as built:
+        line = Line()
+        built.router.attached("d1", line, listening=True)
+        command, _ = await built.router.send("d1", CommandRequest("open", attempts=2), "api")
+        await until(lambda: len(requests(built)) == 1)
+        for connection in range(3):
+            built.router.detached("d1", line, "error")
+            line = Line(f"c{connection}")
+            built.router.attached("d1", line, listening=True)
+        probe, _ = await built.router.send("d1", CommandRequest("probe"), "api")
+        await until(lambda: requests(built)[-1].body["id"] == probe.command_id)
+        assert [sent.body["id"] for sent in requests(built)[:-1]] == [command.command_id] * 2
+        assert (await steps(built, command.command_id))[1:] == [("sent", "device_listening"), ("sent", "reconnect")]
+
+
+async def test_a_command_is_sent_again_after_a_restart_with_the_attempts_that_are_left(url: str) -> None:
+    async with house(url) as built:
+        built.router.attached("d1", Line(), listening=True)
+        command, _ = await built.router.send("d1", CommandRequest("open", attempts=2), "api")
+        once, _ = await built.router.send("d1", CommandRequest("once", attempts=1), "api")
+        await until(lambda: len(requests(built)) == 2)
+    async with house(url) as built:
+        built.router.attached("d1", Line(), listening=True)
+        await until(lambda: requests(built))
+        respond(built, command.command_id, "succeeded")
+        respond(built, once.command_id, "succeeded")
+        await until(lambda: [b["status"] for b in built.bodies(STATUS)].count("succeeded") == 2)
+        assert [sent.body["id"] for sent in requests(built)] == [command.command_id]
+
+
+async def test_the_same_key_for_something_else_is_refused_and_the_stored_command_stands(url: str) -> None:
+    async with house(url) as built:
+        first, _ = await built.router.send("d1", CommandRequest("open", {"door": 1}, id="k"), "api")
+        for other in (CommandRequest("close", {"door": 1}, id="k"), CommandRequest("open", {"door": 2}, id="k")):
+            with pytest.raises(RefusedError, match=first.command_id) as refused:
+                await built.router.send("d1", other, "api")
+            assert refused.value.reason == "key_conflict"
+        again = built.receive("devices/d1/command", b'{"name":"open","args":{"door":1},"id":"k"}')
+        wrong = built.receive("devices/d1/command", b'{"name":"close","id":"k"}')
+        await until(lambda: again.outcome and wrong.outcome)
+        await until(lambda: built.services.census.refused["key_conflict"])
+        await built.writer.submit(_nothing)
+        letters = await built.database.read(lambda connection: deadletters.list_dead_letters(connection, 10))
+        assert [(letter.reason, letter.payload) for letter in letters] == [
+            ("key_conflict", b'{"name":"close","id":"k"}')
+        ]
+        assert await steps(built, first.command_id) == [("queued", "api")]
+
+
+async def _nothing(_connection: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_a_cancelled_command_is_over_and_a_device_that_has_it_is_told(url: str, delivered: bool) -> None:
+    async with house(url) as built:
+        if delivered:
+            built.router.attached("d1", Line(), listening=True)
+        command, _ = await built.router.send("d1", CommandRequest("open"), "api")
+        if delivered:
+            await until(lambda: requests(built))
+        assert await built.router.cancel("d1", command.command_id, "api")
+        assert not await built.router.cancel("d1", command.command_id, "api"), "it is over"
+        assert not await built.router.cancel("d1", "nonsense", "api")
+        assert built.bodies(CANCEL) == ([{"id": command.command_id}] if delivered else [])
+        answer = respond(built, command.command_id, "succeeded")
+        await until(lambda: answer.outcome)
+        assert answer.outcome is Outcome.COMMITTED
+        assert (await steps(built, command.command_id))[-2:] == [("cancelled", "api"), ("succeeded", "late_response")]
+        if not delivered:
+            built.router.attached("d1", Line(), listening=True)
+            await built.router.send("d1", CommandRequest("probe"), "api")
+            await until(lambda: requests(built))
+            assert [sent.body["name"] for sent in requests(built)] == ["probe"]
+
+
+class Butler:
+    """Carries out `defrost` in the device's place."""
+
+    def __init__(self, book: CommandBook) -> None:
+        self.book = book
+        self.executed: list[str] = []
+
+    def takes(self, name: str) -> bool:
+        return name == "defrost"
+
+    def execute(self, command: Command) -> None:
+        self.executed.append(command.command_id)
+        self.book.report(command.command_id, CommandStatus.SUCCEEDED, {"ok": True})
+        self.book.report(command.command_id, CommandStatus.FAILED, error="too late to say so")
+
+
+async def test_an_agent_carries_out_its_own_commands_without_the_device(url: str) -> None:
+    async with house(url) as built:
+        butler: asyncio.Future[Butler] = asyncio.get_running_loop().create_future()
+
+        def engage(device: Device) -> None:
+            device.book.executor = made = Butler(device.book)
+            butler.set_result(made)
+
+        built.router.cell("d1").tell(engage)
+        command, _ = await built.router.send("d1", CommandRequest("defrost"), "api")
+        await built.router.send("d1", CommandRequest("open"), "api")
+        await until(lambda: any(body["status"] == "succeeded" for body in built.bodies(STATUS)))
+        assert (await butler).executed == [command.command_id]
+        assert await steps(built, command.command_id) == [("queued", "api"), ("sent", "agent"), ("succeeded", "agent")]
+        built.router.attached("d1", Line(), listening=True)
+        await until(lambda: requests(built))
+        assert [sent.body["name"] for sent in requests(built)] == ["open"]
