@@ -190,7 +190,9 @@ def decode_unsubscribe(body: bytes) -> tuple[int, list[str]]:
     packet_id = _packet_id(reader)
     filters = []
     while reader.left:
-        filters.append(reader.text())
+        topic_filter = reader.text()
+        check_topic_filter(topic_filter)
+        filters.append(topic_filter)
     if not filters:
         raise ProtocolError("UNSUBSCRIBE names no filter [MQTT-3.10.3-2]")
     return packet_id, filters

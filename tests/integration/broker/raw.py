@@ -162,7 +162,7 @@ def connect(
     *,
     clean: bool = True,
     keepalive: int = 60,
-    will: tuple[str, bytes, int, bool] | None = None,
+    will: tuple[str | bytes, bytes, int, bool] | None = None,
     username: str | None = None,
     password: str | None = None,
 ) -> bytes:

@@ -35,7 +35,17 @@ CLOSED_AT_ONCE = {
     "MQTT-3.1.2-14 will QoS 3": packet(0x10, HEAD + b"\x1e\x00\x3c" + text("c") + text("w") + text("p")),
     "MQTT-3.1.2-15 will retain without a will": packet(0x10, HEAD + b"\x22\x00\x3c" + text("c")),
     "MQTT-3.1.2-22 a password without a user name": packet(0x10, HEAD + b"\x42\x00\x3c" + text("c") + text("p")),
+    "MQTT-3.1.2-9 a will flag without a will": packet(0x10, HEAD + b"\x06\x00\x3c" + text("c")),
+    "MQTT-3.1.2-11 a will without its flag": packet(0x10, HEAD + b"\x02\x00\x3c" + text("c") + text("w") + text("p")),
+    "MQTT-3.1.2-13 will QoS 2 without a will": packet(0x10, HEAD + b"\x12\x00\x3c" + text("c")),
+    "MQTT-3.1.2-18 a user name without its flag": packet(0x10, HEAD + b"\x02\x00\x3c" + text("c") + text("u")),
+    "MQTT-3.1.2-19 a flag without a user name": packet(0x10, HEAD + b"\x82\x00\x3c" + text("c")),
+    "MQTT-3.1.2-20 a password without its flag": packet(0x10, HEAD + b"\x82\x00\x3c" + text("c") + 2 * text("u")),
+    "MQTT-3.1.2-21 a flag without a password": packet(0x10, HEAD + b"\xc2\x00\x3c" + text("c") + text("u")),
+    "MQTT-3.1.3-3 no client id": packet(0x10, HEAD + b"\x02\x00\x3c"),
     "MQTT-3.1.3-4 a client id that is not UTF-8": connect(b"\xff\xfe"),
+    "MQTT-3.1.3-10 a will topic that is not UTF-8": connect(will=(b"\xff", b"", 0, False)),
+    "MQTT-3.1.3-11 a user name that is not UTF-8": packet(0x10, HEAD + b"\x82\x00\x3c" + text("c") + text(b"\xff")),
     "MQTT-1.5.3-1 a surrogate in UTF-8": connect(b"\xed\xa0\x80"),
     "MQTT-1.5.3-2 NUL in a client id": connect(b"a\0b"),
     "MQTT-2.2.2-2 flags in CONNECT": b"\x11" + connect()[1:],
@@ -47,6 +57,7 @@ CLOSED_AT_ONCE = {
 
 @pytest.mark.parametrize("case", CLOSED_AT_ONCE)
 async def test_a_stranger_is_closed(case: str) -> None:
+    """[MQTT-3.1.4-1] without a CONNACK, [MQTT-3.2.2-6]."""
     async with running() as house:
         raw = await house.raw()
         raw.send(CLOSED_AT_ONCE[case])
@@ -57,9 +68,9 @@ async def test_a_stranger_is_closed(case: str) -> None:
 
 CLOSED = {
     "MQTT-3.1.0-2 a second CONNECT": connect(),
-    "MQTT-2.2.2-2 flags in SUBSCRIBE (3.8.1-1)": b"\x80" + subscribe(("a", 0))[1:],
-    "MQTT-2.2.2-2 flags in UNSUBSCRIBE (3.10.1-1)": b"\xa0" + unsubscribe("a")[1:],
-    "MQTT-2.2.2-2 flags in PUBREL (3.6.1-1)": b"\x60\x02\x00\x01",
+    "MQTT-2.2.2-2 flags in SUBSCRIBE, MQTT-3.8.1-1": b"\x80" + subscribe(("a", 0))[1:],
+    "MQTT-2.2.2-2 flags in UNSUBSCRIBE, MQTT-3.10.1-1": b"\xa0" + unsubscribe("a")[1:],
+    "MQTT-2.2.2-2 flags in PUBREL, MQTT-3.6.1-1": b"\x60\x02\x00\x01",
     "MQTT-2.2.2-2 flags in PUBACK": b"\x41\x02\x00\x01",
     "MQTT-3.14.1-1 flags in DISCONNECT": b"\xe1\x00",
     "2.2.1 packet type 0": b"\x00\x00",
@@ -69,7 +80,7 @@ CLOSED = {
     "MQTT-3.3.1-4 QoS 3": packet(0x36, text("a") + b"\x00\x01x"),
     "MQTT-3.3.1-2 DUP with QoS 0": publish("a", dup=True),
     "MQTT-3.3.2-1 a topic that is not UTF-8": publish(b"a\xff"),
-    "MQTT-3.3.2-2 a wildcard in a topic": publish("a/+"),
+    "MQTT-3.3.2-2 a wildcard in a topic, MQTT-4.7.1-1": publish("a/+"),
     "MQTT-3.3.2-2 another": publish("a/#"),
     "MQTT-4.7.3-1 an empty topic": publish(""),
     "MQTT-4.7.3-2 NUL in a topic": publish("a\0b"),
@@ -81,12 +92,15 @@ CLOSED = {
     "3.3 a PUBLISH without anything": packet(0x30, b""),
     "MQTT-3.8.3-3 SUBSCRIBE without a filter": packet(0x82, b"\x00\x01"),
     "MQTT-3.8.3-4 requested QoS 3": subscribe(("a", 3)),
-    "MQTT-3-8.3-4 reserved bits in the requested QoS": subscribe(("a", 0x81)),
+    "MQTT-3-8.3-4 (so written in the standard) reserved bits in the requested QoS": subscribe(("a", 0x81)),
     "MQTT-3.8.3-1 a filter that is not UTF-8": packet(0x82, b"\x00\x01" + text(b"\xff") + b"\x00"),
     "MQTT-4.7.1-2 # before the end": subscribe(("a/#/b", 0)),
     "MQTT-4.7.1-2 # in a level": subscribe(("a#", 0)),
     "MQTT-4.7.1-3 + in a level": subscribe(("a+/b", 0)),
     "MQTT-4.7.3-1 an empty filter": subscribe(("", 0)),
+    "MQTT-4.7.3-2 NUL in a filter": subscribe(("a\0b", 0)),
+    "MQTT-3.10.3-1 UNSUBSCRIBE from what is not UTF-8": packet(0xA2, b"\x00\x01" + text(b"\xff")),
+    "MQTT-4.7.3-1 UNSUBSCRIBE from an empty filter": unsubscribe(""),
     "MQTT-3.10.3-2 UNSUBSCRIBE without a filter": packet(0xA2, b"\x00\x01"),
     "3.4 a PUBACK of three bytes": b"\x40\x03\x00\x01\x00",
     "3.12 a PINGREQ with a body": b"\xc0\x01x",
@@ -98,6 +112,7 @@ CLOSED = {
 
 @pytest.mark.parametrize("case", CLOSED)
 async def test_a_client_is_closed(case: str) -> None:
+    """[MQTT-4.8.0-1]."""
     async with running() as house:
         house.desk.settles = None
         client = await house.client(will=("will", b"gone", 0, False))
@@ -133,7 +148,7 @@ async def test_a_stranger_is_answered_and_closed(case: str) -> None:
 
 
 async def test_client_ids() -> None:
-    """[MQTT-3.1.3-5] long ones and unusual letters; [MQTT-3.1.3-6], [MQTT-3.1.3-7] none, and two of them at once."""
+    """[MQTT-3.1.3-5] long ones and unusual letters; [MQTT-3.1.3-6] none, and two of them at once; [MQTT-3.1.4-4]."""
     async with running() as house:
         for client_id in ("a" * 23, "0" * 100, "grüße/+#", "", ""):
             await house.client(client_id)
@@ -155,7 +170,7 @@ async def test_takeover() -> None:
 
 
 async def test_a_disconnect_discards_the_will() -> None:
-    """[MQTT-3.14.4-3], [MQTT-3.1.2-10], [MQTT-3.14.4-1]."""
+    """[MQTT-3.14.4-3], [MQTT-3.1.2-10]."""
     async with running() as house:
         witness = await house.client("witness")
         witness.send(subscribe(("will", 0)))
@@ -201,7 +216,7 @@ async def test_keepalive() -> None:
 
 
 async def test_what_follows_a_disconnect_is_not_looked_at() -> None:
-    """[MQTT-3.14.4-2]."""
+    """[MQTT-3.14.4-2] binds the client; what it sends all the same is not handled."""
     async with running() as house:
         client = await house.client()
         client.send(DISCONNECT + publish(TELEMETRY))
@@ -210,7 +225,8 @@ async def test_what_follows_a_disconnect_is_not_looked_at() -> None:
 
 
 async def test_subscribe() -> None:
-    """[MQTT-3.8.4-1], -2, -5, [MQTT-3.9.3-1]: one code per filter, in order, under the same packet identifier."""
+    """One code per filter, in order, under the same packet identifier: [MQTT-3.8.4-1], [MQTT-3.8.4-2], [MQTT-3.8.4-4],
+    [MQTT-3.8.4-5], [MQTT-3.9.3-1], [MQTT-3.9.3-2], [MQTT-2.3.1-7]."""
     async with running(max_topic_levels=4) as house:
         client = await house.client()
         client.send(subscribe(("a", 0), ("b/+", 2), ("1/2/3/4/5", 0), ("#", 1), packet_id=777))
@@ -220,7 +236,7 @@ async def test_subscribe() -> None:
 
 
 async def test_the_lower_qos_counts_and_overlapping_filters_are_one() -> None:
-    """[MQTT-3.8.4-6], [MQTT-3.3.5-1]."""
+    """[MQTT-3.8.4-6], [MQTT-3.3.5-1]; [MQTT-2.3.1-5], [MQTT-4.3.1-1]: at QoS 0 no identifier and no DUP."""
     async with running() as house:
         client = await house.client()
         client.send(subscribe(("a/#", 0), ("a/+", 1), ("a/b", 0)))
@@ -244,7 +260,8 @@ async def test_subscribing_again_replaces() -> None:
 
 
 async def test_unsubscribe() -> None:
-    """[MQTT-3.10.4-1], -2, -4, -5, -6: no new messages, but what is in flight is completed; always answered."""
+    """No new messages, but what is in flight is completed; always answered, once: [MQTT-3.10.4-1], [MQTT-3.10.4-2],
+    [MQTT-3.10.4-3], [MQTT-3.10.4-4], [MQTT-3.10.4-5], [MQTT-3.10.4-6], [MQTT-2.3.1-7]."""
     async with running() as house:
         client = await house.client()
         client.send(subscribe(("a", 1), ("b/#", 0)))
@@ -257,7 +274,8 @@ async def test_unsubscribe() -> None:
 
 
 async def test_retained() -> None:
-    """[MQTT-3.3.1-5], -6, -8, -9, -10, -11, -12."""
+    """[MQTT-3.3.1-5], [MQTT-3.3.1-6], [MQTT-3.3.1-7], [MQTT-3.3.1-8], [MQTT-3.3.1-9], [MQTT-3.3.1-10],
+    [MQTT-3.3.1-11], [MQTT-3.3.1-12]."""
     async with running() as house:
         client = await house.client()
         client.send(publish("r/1", b"old", retain=True) + publish("r/1", b"new", retain=True))
@@ -272,7 +290,7 @@ async def test_retained() -> None:
 
 
 async def test_dollar_topics_and_wildcards() -> None:
-    """[MQTT-4.7.2-1]; 4.7.1.2: `sport/#` matches `sport`."""
+    """[MQTT-4.7.2-1], [MQTT-3.3.2-3]; 4.7.1.2: `sport/#` matches `sport`."""
     async with running() as house:
         client = await house.client()
         client.send(subscribe(("#", 0), ("+/monitor", 0), ("sport/#", 0)))
@@ -287,7 +305,8 @@ async def test_dollar_topics_and_wildcards() -> None:
 
 
 async def test_qos_1_to_a_client_is_sent_again_with_dup() -> None:
-    """[MQTT-4.4.0-1], [MQTT-3.3.1-1], [MQTT-4.3.2-1]: in order, with the same identifiers, until acknowledged."""
+    """In order, with the same identifiers, until acknowledged: [MQTT-4.4.0-1], [MQTT-4.6.0-1], [MQTT-3.3.1-1],
+    [MQTT-4.3.2-1], [MQTT-2.3.1-4], [MQTT-3.1.2-5]; and CONNACK before everything, [MQTT-3.2.0-1]."""
     async with running() as house:
         client = await house.client(clean=False)
         client.send(subscribe(("a", 1)))
@@ -315,7 +334,8 @@ async def test_qos_1_to_a_client_is_sent_again_with_dup() -> None:
 
 
 async def test_qos_2_to_a_client() -> None:
-    """[MQTT-4.3.3-1]: PUBLISH, PUBREC, PUBREL, PUBCOMP; after PUBREC only PUBREL is sent again."""
+    """[MQTT-4.3.3-1]: PUBLISH, PUBREC, PUBREL, PUBCOMP; after PUBREC only PUBREL is sent again. [MQTT-2.2.2-1]: the
+    flags of PUBREL are 2."""
     async with running() as house:
         client = await house.client(clean=False)
         client.send(subscribe(("a", 2)))
@@ -392,7 +412,8 @@ async def test_a_qos_2_message_that_was_not_stored_may_come_again() -> None:
 
 
 async def test_sessions() -> None:
-    """[MQTT-3.1.2-4], -5, -6, [MQTT-3.2.2-1], -2, -3: kept, and wiped by a clean one."""
+    """Kept, and wiped by a clean one: [MQTT-3.1.2-4], [MQTT-3.1.2-5], [MQTT-3.1.2-6], [MQTT-3.1.4-3], [MQTT-3.1.3-2],
+    [MQTT-3.2.2-1], [MQTT-3.2.2-2], [MQTT-3.2.2-3]."""
     async with running() as house:
         client = await house.client(clean=False)
         client.send(subscribe(("a", 1)))
@@ -406,7 +427,7 @@ async def test_sessions() -> None:
 
 
 async def test_acknowledgements_leave_in_the_order_of_arrival() -> None:
-    """[MQTT-4.6.0-2], [MQTT-4.6.0-3], P1."""
+    """[MQTT-4.6.0-2], [MQTT-4.6.0-3], P1; under the identifiers of the messages, [MQTT-2.3.1-6]."""
     async with running() as house:
         house.desk.settles = None
         client = await house.client()
@@ -424,7 +445,7 @@ async def test_acknowledgements_leave_in_the_order_of_arrival() -> None:
 
 
 async def test_a_message_that_is_not_stored_is_not_acknowledged() -> None:
-    """P1: the client keeps it, and sends it again when it has reconnected."""
+    """P1, [MQTT-4.8.0-2]: the client keeps it, and sends it again when it has reconnected."""
     async with running() as house:
         house.desk.settles = None
         client = await house.client()

@@ -174,7 +174,8 @@ async def test_what_waited_for_the_socket_is_sent_when_there_is_room() -> None:
 
 
 async def test_another_clients_hand() -> None:
-    """paho-mqtt, both ways at every quality of service."""
+    """paho-mqtt, both ways at every quality of service, in order [MQTT-4.6.0-5], [MQTT-4.6.0-6]; it knows of no
+    extension, [MQTT-7.0.0-2]."""
     async with broker() as door:
         received: list[tuple[str, bytes, int]] = []
         subscribed = threading.Event()

@@ -116,7 +116,8 @@ async def test_what_follows_connect_waits_for_the_password(users: Path) -> None:
 
 
 async def test_a_stranger_disturbs_nobody(users: Path) -> None:
-    """Take-over, wiping a session and its will: nothing before the password is right, and not for another user."""
+    """Take-over, wiping a session and its will: nothing before the password is right, and not for another user, who is
+    told that the identifier is taken, [MQTT-3.1.3-9]."""
     async with running(password_file=users, allow_anonymous=False) as house:
         client = await house.client("c", clean=False, username="fridge-7", password="cold")
         client.send(subscribe(("devices/fridge-7/ping", 1)))
@@ -136,6 +137,7 @@ async def test_a_stranger_disturbs_nobody(users: Path) -> None:
 
 
 async def test_a_device_keeps_to_its_own(users: Path) -> None:
+    """[MQTT-3.3.5-2]: a message that may not be published closes the connection."""
     async with running(password_file=users) as house:
         client = await house.client("c", username="fridge-7", password="cold")
         client.send(

@@ -41,6 +41,7 @@ async def bridge(url: str) -> Bridge:
 
 
 async def test_sessions_messages_and_retained_survive(bridge: Bridge) -> None:
+    """[MQTT-4.1.0-1]."""
     async with bridge() as house:
         client = await house.client("c", clean=False)
         client.send(subscribe(("a/#", 2), ("b", 1)) + publish("r/1", b"kept", retain=True, qos=1))

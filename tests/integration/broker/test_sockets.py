@@ -49,7 +49,8 @@ async def test_a_stranger_at_the_tls_port() -> None:
 
 
 async def test_websocket() -> None:
-    """[MQTT-6.0.0-1] to -4: binary frames, packets may span them, the subprotocol is mqtt."""
+    """Binary frames, packets may span them, the subprotocol is mqtt: [MQTT-6.0.0-2], [MQTT-6.0.0-4]; and over TCP and
+    TLS the same, [MQTT-7.1.1-1]."""
     async with running(websocket_port=0) as house:
         async with websocket(f"ws://127.0.0.1:{house.broker.ports['ws']}", subprotocols=[MQTT]) as client:
             assert client.subprotocol == "mqtt"
@@ -71,6 +72,7 @@ async def test_websocket() -> None:
 
 @pytest.mark.parametrize("frame", ["text", PINGREQ])
 async def test_a_websocket_that_breaks_the_rules_is_closed(frame: str | bytes) -> None:
+    """[MQTT-6.0.0-1]."""
     async with (
         running(websocket_port=0) as house,
         websocket(f"ws://127.0.0.1:{house.broker.ports['ws']}", subprotocols=[MQTT]) as client,
@@ -89,7 +91,7 @@ async def test_a_websocket_that_breaks_the_rules_is_closed(frame: str | bytes) -
 async def test_who_may_open_a_websocket(
     origin: str | None, subprotocols: list[Subprotocol] | None, status: int
 ) -> None:
-    """No web page may, unless it is listed; and one must ask for MQTT."""
+    """No web page may, unless it is listed; and one must ask for MQTT, [MQTT-6.0.0-3]."""
     async with running(websocket_port=0) as house:
         with pytest.raises(websockets.InvalidStatus) as refused:
             async with websocket(
