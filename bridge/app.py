@@ -15,6 +15,7 @@ import structlog
 
 from bridge import __version__, descriptors, instruments, ports
 from bridge.agents.discovery import find_agent
+from bridge.agents.registry import Registry
 from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
 from bridge.broker.broker import EmbeddedBroker
@@ -30,6 +31,7 @@ from bridge.http.visitors import Lockout, Sessions
 from bridge.metrics import Metrics
 from bridge.pulse import Pulse
 from bridge.receipts import Ledger
+from bridge.registry import Admission
 from bridge.settings import Settings
 from bridge.storage import migrate as schema
 from bridge.storage.database import Database
@@ -49,6 +51,13 @@ collector looks for cycles every 700 of them, and that took half of the time spe
 SWITCH_INTERVAL = 0.0005
 """Seconds that the database's thread may have to wait for the interpreter while the event loop is busy; Python's own
 5 ms, three times a batch, would be more than the batch takes."""
+
+UNKNOWN = {
+    "accept": Admission.ACCEPTED,
+    "quarantine": Admission.QUARANTINED,
+    "refuse": Admission.UNKNOWN,
+}
+"""How `registry.unknown` takes devices that are heard of for the first time."""
 
 OnReady = Callable[["Bridge"], Awaitable[None]]
 
@@ -159,15 +168,19 @@ class Bridge:
             clock=time.time,
             profiles=profiles,
             agents={profile.agent: find_agent(profile.agent) for profile in profiles if profile.agent},
+            unknown=UNKNOWN[settings.registry.unknown],
         )
         self.router = Router(self.services)
+        self.registry = Registry(self.services, self.router, self.database)
         self.broker = EmbeddedBroker(
             BrokerConfig(**settings.mqtt.model_dump()),
             topics,
             self.ledger,
             self.router,
             SessionStore(self.database, self.writer),
+            credentials=self.registry,
         )
+        self.registry.kick = self.broker.kick_user
         self.services.publish = self.broker.publish
         undo.push_async_callback(self.broker.stop, grace)
         await self.broker.restore()
@@ -215,6 +228,7 @@ class Bridge:
         )
         return Context(
             router=self.router,
+            registry=self.registry,
             services=self.services,
             database=self.database,
             ledger=self.ledger,

@@ -78,6 +78,14 @@ class Cell:
         self._control.append(control)
         self._wake()
 
+    def renew(self) -> None:
+        """Forget the device, and load it anew for the next message."""
+
+        def forget(_device: Device) -> None:
+            self._device = None
+
+        self.tell(forget)
+
     def soon(self, callback: Callable[[], None]) -> None:
         """Have the agent's own coroutine call `callback`, before the messages that wait."""
         self.tell(lambda _device: callback())

@@ -17,7 +17,10 @@ from bridge.errors import RefusedError
 from bridge.messages import Kind, Link, Message
 from bridge.presence import Presence, Status, Transition
 from bridge.readings import Reading, decode, numbered
+from bridge.registry import Admission
 from bridge.storage.devices import DeviceSnapshot
+
+ACCEPTED: Final = Admission.ACCEPTED
 
 MAX_STREAMS: Final = 64
 """Streams of one device whose last values are kept in memory; readings of further ones are stored all the same."""
@@ -48,8 +51,8 @@ class Device:
     the mailbox, so that a database that is away stops neither pings nor presence."""
 
     __slots__ = (
-        "_changed", "_host", "_save_at", "_services", "commands", "first_seen", "id", "liveness", "logic", "messages",
-        "profile", "streams",
+        "_changed", "_host", "_save_at", "_services", "_strangers", "admission", "commands", "first_seen", "id",
+        "liveness", "logic", "messages", "profile", "streams",
     )  # fmt: skip
 
     def __init__(self, device_id: str, snapshot: DeviceSnapshot | None, services: Services, host: Host) -> None:
@@ -59,17 +62,20 @@ class Device:
         self._host = host
         self._save_at = 0.0
         self.commands: CommandBook | None = None
+        self._strangers: dict[Link, bool] | None = None
         self.streams: dict[str, Latest] = {}
         if snapshot is None:
             now = services.clock()
             self.profile = services.profiles.of_unknown(device_id)
+            self.admission = services.unknown
             self.first_seen = now
             self.messages = 0
             presence = Presence(heard_at=now)
-            self._changed = True
-            services.census.devices[Status.UNKNOWN.value] += 1
+            self._changed = self.admission is not Admission.UNKNOWN
+            services.census.devices[Status.UNKNOWN.value] += self._changed
         else:
             self.profile = services.profiles.get(snapshot.profile)
+            self.admission = Admission(snapshot.admission)
             self.first_seen = snapshot.first_seen
             self.messages = snapshot.messages
             presence = Presence(Status(snapshot.status), snapshot.epoch, snapshot.last_seen)
@@ -88,6 +94,8 @@ class Device:
     def handle(self, message: Message) -> None:
         """Handle one message from the broker. Raises RefusedError when it cannot be accepted as it is."""
         address = message.address
+        if self.admission is not ACCEPTED:
+            self.check_admission()
         if address.from_device:
             self.liveness.heard(message.received_at)
         match address.kind:
@@ -164,17 +172,54 @@ class Device:
 
     def attached(self, link: Link, *, listening: bool) -> None:
         """A connection speaks for the device; `listening`: it has subscribed to what is meant for the device."""
+        if self.admission is Admission.UNKNOWN:
+            self._strangers = self._strangers or {}
+            self._strangers[link] = listening or self._strangers.get(link, False)
+            return
         if self.liveness.attached(link, listening=listening) and self.commands is not None:
             self.commands.send_waiting(self._services.clock())
 
     def detached(self, link: Link, cause: str) -> None:
         """A connection that spoke for the device is gone."""
+        if self._strangers is not None:
+            self._strangers.pop(link, None)
         self.liveness.detached(link, cause)
 
     def presence_changed(self, transition: Transition) -> None:
         """Its status is another one now."""
         if self.logic is not None:
             self.logic.presence_changed(transition)
+
+    # ------------------------------------------------------------------ registry
+
+    def registered(self, profile: str | None, admission: Admission) -> None:
+        """The registry has changed: the profile, if one is given, and whether the device may take part."""
+        before, self.admission = self.admission, admission
+        if profile is not None and profile != self.profile.name:
+            self.profile = self._services.profiles.get(profile)
+            self.logic = self._new_logic()
+            if self.logic is not None and self.logic.keeps_time:
+                self.logic.build()
+        if before is Admission.UNKNOWN and admission is not before:
+            self._changed = True
+            strangers, self._strangers = self._strangers or {}, None
+            for link, listening in strangers.items():
+                self.attached(link, listening=listening)
+        self._host.call_before(self._services.clock())
+
+    def removed(self) -> None:
+        """The registry forgets the device: nothing of it is stored any more."""
+        self.admission = Admission.UNKNOWN
+        self._changed = False
+
+    def check_admission(self) -> None:
+        """Raises RefusedError for a device that may not take part."""
+        if self.admission is Admission.QUARANTINED:
+            raise RefusedError(
+                "quarantined", f"{self.id} waits for its approval: `mqtt-bridge devices approve {self.id}`"
+            )
+        if self.admission is Admission.UNKNOWN:
+            raise RefusedError("unknown_device", f"{self.id} is not in the registry (registry.unknown is `refuse`)")
 
     @property
     def listening(self) -> bool:
@@ -213,6 +258,8 @@ class Device:
 
     def tick(self) -> None:
         """Do what is due by now."""
+        if self.admission is Admission.UNKNOWN:
+            return
         now = self._services.clock()
         self.liveness.tick(now)
         if self.commands is not None:
@@ -225,6 +272,8 @@ class Device:
 
     def next_check(self) -> float:
         """When `tick` is wanted next, in Unix seconds; infinity if nothing can be due."""
+        if self.admission is Admission.UNKNOWN:
+            return float("inf")
         due = self.liveness.next_check()
         if self.commands is not None:
             due = min(due, self.commands.next_due)
@@ -239,6 +288,7 @@ class Device:
         """Whether the stored state is all there is to know, so that the device may leave memory."""
         return not (
             self.liveness.connected
+            or self._strangers
             or self._changed
             or (self.commands is not None and self.commands.open)
             or (self.logic is not None and not self.logic.forgettable)
@@ -257,10 +307,13 @@ class Device:
             status=presence.status.value,
             epoch=presence.epoch,
             state=msgspec.json.encode(state).decode(),
+            admission=self.admission.value,
         )
 
     def save(self) -> None:
         """Hand the state to the writer: the last one in a batch is stored."""
+        if self.admission is Admission.UNKNOWN:
+            return
         self._changed = False
         self._save_at = self._services.clock() + self._services.rules.snapshot_interval
         self._services.writer.save_device(self.snapshot())

@@ -85,6 +85,7 @@ class Router:
 
         def accept(device: Device) -> None:
             try:
+                device.check_admission()
                 device.book.accept(device.new_command(request, now, rollout_id), cause=cause, done=done)
             except RefusedError as error:
                 if not done.done():
@@ -104,6 +105,18 @@ class Router:
     def cell(self, device_id: str) -> Cell:
         """The place of a device's agent, made if need be."""
         return self._cells.get(device_id) or self._new_cell(device_id)
+
+    def tell(self, device_id: str, control: Callable[[Device], None]) -> None:
+        """Have a device's agent call `control`, if it is in memory: else it learns of everything when it is loaded."""
+        cell = self._cells.get(device_id)
+        if cell is not None:
+            cell.tell(control)
+
+    def renew(self, device_id: str) -> None:
+        """Have a device that is in memory loaded anew."""
+        cell = self._cells.get(device_id)
+        if cell is not None:
+            cell.renew()
 
     def find(self, device_id: str) -> Device | None:
         """The device if its agent is in memory."""

@@ -23,6 +23,7 @@ from bridge.commands import CommandStatus
 from bridge.messages import Kind, Message, Publish
 from bridge.profiles import Profile, Profiles
 from bridge.receipts import Receipt
+from bridge.registry import Admission
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.devices import DeviceLoader
 from bridge.storage.writer import Writer
@@ -89,6 +90,7 @@ class Services:
         "rollout_news",
         "rules",
         "topics",
+        "unknown",
         "wheel",
         "writer",
     )
@@ -103,15 +105,17 @@ class Services:
         clock: Callable[[], float],
         profiles: Profiles | None = None,
         agents: Mapping[str, type[Agent]] | None = None,
+        unknown: Admission = Admission.ACCEPTED,
     ) -> None:
         """Without `profiles` all devices are alike, as `rules` has it. `agents` are the classes of device logic, by
-        what `Profile.agent` calls them."""
+        what `Profile.agent` calls them. `unknown`: how a device is taken that is heard of for the first time."""
         self.writer = writer
         self.loader = loader
         self.topics = topics
         self.rules = rules
         self.clock = clock
         self.profiles: Final = profiles or Profiles((_profile(rules),))
+        self.unknown: Final = unknown
         self.loop = asyncio.get_running_loop()
         self.wheel = TimerWheel(self.loop.time)
         self.census = Census()

@@ -261,6 +261,13 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         session.connection.close(cause)
         return True
 
+    def kick_user(self, username: str, cause: str) -> int:
+        """Close all connections of a user; how many there were. Looks at all sessions: it is done seldom."""
+        theirs = [s.connection for s in self.clients.sessions.values() if s.username == username and s.connection]
+        for connection in theirs:
+            connection.close(cause)
+        return len(theirs)
+
     def wait_for_relief(self, connection: Connection) -> None:
         """Have a connection read on when the intake is no longer congested."""
         self._waiting_for_relief.add(connection)

@@ -37,6 +37,9 @@ class Credentials(Protocol):
         whoever else knows users is to be asked. Must compare in constant time. Raises BridgeError if it cannot be
         found out now: the client is told to come again."""
 
+    async def admits(self, username: str) -> bool:
+        """Whether the device `username`, whose password was found to be right elsewhere, may connect."""
+
 
 @final
 class Login:
@@ -139,13 +142,20 @@ class Login:
             if name is None:
                 return None
             user = await passwords.check(name, password)
-            return None if user is None else (name, rights_of(user.role, name, self._topics))
+            if user is None or (user.role is Role.DEVICE and not await self._admits(name)):
+                return None
+            return name, rights_of(user.role, name, self._topics)
         guest = plugins.guest_of(connect, connection.address)
         if not await plugins.authenticate(guest):
             return None
         if name is None:
             return (None, EVERYTHING) if self._local else None
+        if not await self._admits(name):
+            return None
         return name, rights_of(Role.DEVICE, name, self._topics)
+
+    async def _admits(self, name: str) -> bool:
+        return self._credentials is None or await self._credentials.admits(name)
 
     def _count_failure(self, address: str) -> None:
         if address in self._failures or len(self._failures) < MAX_SUSPECTS:

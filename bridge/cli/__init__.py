@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bridge import __version__
-from bridge.cli import backup, doctor, machine, operate, serve, simulate, tail, terminal, tokens
+from bridge.cli import backup, doctor, machine, operate, registry, serve, simulate, tail, terminal, tokens
 from bridge.errors import BridgeError, SettingsError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 app.command()(serve.serve)
 app.command()(simulate.simulate)
-app.command()(operate.devices)
+app.add_typer(registry.app, name="devices")
 app.command()(operate.send)
 app.command()(operate.deadletters)
 app.command()(tail.tail)

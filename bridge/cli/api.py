@@ -24,7 +24,7 @@ class ApiError(BridgeError):
 
 
 class Api:
-    """GET and POST of JSON documents."""
+    """JSON documents, to the bridge and from it."""
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
@@ -37,13 +37,17 @@ class Api:
         """The answer to `body`. Raises ApiError."""
         return self._call("POST", path, json=body)
 
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer to any other method, None if there is none. Raises ApiError."""
+        return self._call(method, path, json=body)
+
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         import httpx
 
         url = self._client.base_url
         try:
             response = self._client.request(method, path, **arguments)
-            document = response.json()
+            document = response.json() if response.content else None
         except httpx.ConnectError as error:
             raise ApiError(f"no bridge answers at {url} (BRIDGE_URL): {error}") from error
         except httpx.HTTPError as error:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Depends, FastAPI
 
 from bridge import __version__
-from bridge.http import commands, devices, health, problems, session, stream, tokens
+from bridge.http import commands, devices, health, problems, registry, session, stream, tokens
 from bridge.http.access import guard
 from bridge.http.audit import PREFIX, audited
 from bridge.http.context import Context
@@ -50,6 +50,7 @@ def build(context: Context) -> FastAPI:
     api.include_router(devices.routes(context))
     api.include_router(commands.routes(context))
     api.include_router(stream.routes(context))
+    api.include_router(registry.routes(context))
     api.include_router(tokens.routes(access.keyring, context.database))
     app.include_router(api)
     _describe(app)

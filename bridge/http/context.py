@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.agents.registry import Registry
 from bridge.agents.router import Router
 from bridge.agents.services import Services
 from bridge.http.access import Access
@@ -22,6 +23,7 @@ class Context:
     """One bridge, as seen from HTTP."""
 
     router: Router
+    registry: Registry
     services: Services
     database: Database
     ledger: Ledger

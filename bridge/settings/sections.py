@@ -184,6 +184,11 @@ class Agent(Section):
 class Registry(Section):
     """Which devices the bridge takes on. Kinds of devices are described in [profiles.NAME]."""
 
+    unknown: Literal["accept", "quarantine", "refuse"] = Field(
+        "accept",
+        description="What becomes of a device that is not in the registry: `accept` takes it on, `quarantine` keeps its"
+        " messages as dead letters until it is approved, `refuse` keeps its messages as dead letters and forgets it.",
+    )
     profile: str = Field("default", description="Profile of devices that are taken on and fit no profile's `match`.")
 
 

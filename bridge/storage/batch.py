@@ -307,6 +307,7 @@ def _device_row(device: DeviceSnapshot) -> tuple[Any, ...]:
         device.status,
         device.epoch,
         device.state or None,
+        device.admission,
     )
 
 

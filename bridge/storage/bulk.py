@@ -125,7 +125,7 @@ INBOUND_ONCE: Final = Insert(tables.inbound_once, ("client_id", "packet_id"), "O
 
 DEVICES: Final = Insert(
     tables.devices,
-    ("device_id", "profile", "first_seen", "last_seen", "messages", "status", "epoch", "state"),
+    ("device_id", "profile", "first_seen", "last_seen", "messages", "status", "epoch", "state", "admission"),
     # A snapshot may be older than the last transition: status and epoch never go back. And older than a change of the
     # profile, which overtakes it: that column is the registry's.
     "ON CONFLICT (device_id) DO UPDATE SET first_seen = excluded.first_seen,"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final, final
 
 import msgspec
-from sqlalchemy import Row, Select, func, insert, literal, select, text, update
+from sqlalchemy import Row, Select, TextClause, func, insert, literal, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.presence import Status
 from bridge.storage.database import Database
+from bridge.storage.loader import Loader
 from bridge.storage.tables import devices, presence
 
 
@@ -26,6 +26,7 @@ class DeviceSnapshot(msgspec.Struct, gc=False):
     status: str = Status.UNKNOWN.value
     epoch: int = 0
     state: str = ""
+    admission: str = "accepted"
 
 
 _PRESENT: Final = (Status.ONLINE.value, Status.SILENT.value)
@@ -41,14 +42,8 @@ def _snapshots() -> Select[Any]:
         devices.c.status,
         devices.c.epoch,
         devices.c.state,
+        devices.c.admission,
     )
-
-
-# One parameter for any number of ids: always the same statement, and no limit of parameters to mind.
-_LOAD: Final = {
-    "sqlite": _snapshots().where(text("device_id IN (SELECT value FROM json_each(:ids))")),
-    "postgresql": _snapshots().where(text("device_id IN (SELECT json_array_elements_text(CAST(:ids AS json)))")),
-}
 
 
 def _snapshot(row: Row[*tuple[Any, ...]]) -> DeviceSnapshot:
@@ -57,67 +52,28 @@ def _snapshot(row: Row[*tuple[Any, ...]]) -> DeviceSnapshot:
     return snapshot
 
 
-@final
-class DeviceLoader:
-    """Loads devices, all those asked for together in one query.
+async def load_devices(connection: AsyncConnection, ids: list[str]) -> dict[str, DeviceSnapshot]:
+    """The stored ones of some devices, by id."""
+    query = _snapshots().where(devices.c.device_id.in_(among(connection.dialect.name)))
+    rows = await connection.execute(query, {"ids": msgspec.json.encode(ids).decode()})
+    return {row.device_id: _snapshot(row) for row in rows}
 
-    While a query is under way further requests wait for the next one: a thousand cold devices that speak at once cost
-    a few queries.
-    """
+
+def among(dialect: str) -> TextClause:
+    """A subquery that gives the ids in the parameter `ids`, a JSON array: any number of them is one parameter, so that
+    it is always the same statement, and there is no limit of parameters to mind."""
+    if dialect == "postgresql":
+        return text("SELECT json_array_elements_text(CAST(:ids AS json))")
+    return text("SELECT value FROM json_each(:ids)")
+
+
+@final
+class DeviceLoader(Loader[DeviceSnapshot]):
+    """Loads devices."""
 
     def __init__(self, database: Database) -> None:
+        super().__init__(database, load_devices)
         self.database = database
-        self._wanted: dict[str, list[asyncio.Future[DeviceSnapshot | None]]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self.queries = 0
-
-    async def load(self, device_id: str) -> DeviceSnapshot | None:
-        """The stored device, None if there is none. Raises StorageUnavailableError."""
-        future: asyncio.Future[DeviceSnapshot | None] = asyncio.get_running_loop().create_future()
-        self._wanted.setdefault(device_id, []).append(future)
-        if self._task is None:
-            # A task starts in the next turn of the loop, so it finds all requests of this one.
-            self._task = asyncio.create_task(self._run(), name="device loader")
-        return await future
-
-    async def _run(self) -> None:
-        try:
-            while self._wanted:
-                wanted, self._wanted = self._wanted, {}
-                await self._answer(wanted)
-        finally:
-            self._task = None
-            _cancel(self._wanted)
-
-    async def _answer(self, wanted: dict[str, list[asyncio.Future[DeviceSnapshot | None]]]) -> None:
-        self.queries += 1
-        statement = _LOAD[self.database.dialect]
-        ids = {"ids": msgspec.json.encode(list(wanted)).decode()}
-
-        async def query(connection: AsyncConnection) -> list[DeviceSnapshot]:
-            return [_snapshot(row) for row in await connection.execute(statement, ids)]
-
-        try:
-            found = {snapshot.device_id: snapshot for snapshot in await self.database.read(query)}
-        except Exception as error:  # noqa: BLE001 - it is raised where the result is waited for
-            for futures in wanted.values():
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
-        except BaseException:
-            _cancel(wanted)
-            raise
-        else:
-            for device_id, futures in wanted.items():
-                for future in futures:
-                    if not future.done():
-                        future.set_result(found.get(device_id))
-
-
-def _cancel(wanted: dict[str, list[asyncio.Future[DeviceSnapshot | None]]]) -> None:
-    for futures in wanted.values():
-        for future in futures:
-            future.cancel()
 
 
 async def list_devices(connection: AsyncConnection, limit: int, after: str | None = None) -> list[DeviceSnapshot]:

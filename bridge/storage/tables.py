@@ -63,6 +63,31 @@ devices: Final = Table(
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     # The agent's snapshot, NULL before the first one.
     Column("state", JSON),
+    # `accepted`, or `quarantined` until it is approved.
+    Column("admission", Text, nullable=False, server_default="accepted"),
+    # Whatever is to be known of a device beside what it says itself: a JSON object.
+    Column("metadata", JSON),
+    Index("devices_profile_device_id", "profile", "device_id"),
+)
+
+device_tags: Final = Table(
+    "device_tags",
+    metadata,
+    Column("device_id", Text, primary_key=True),
+    Column("tag", Text, primary_key=True),
+    Index("device_tags_tag_device_id", "tag", "device_id"),
+    sqlite_with_rowid=False,
+)
+
+credentials: Final = Table(
+    "credentials",
+    metadata,
+    Column("credential_id", Text, primary_key=True),
+    Column("device_id", Text, nullable=False),
+    # SHA-256 of the token.
+    Column("digest", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index("credentials_device_id", "device_id"),
 )
 
 # On PostgreSQL partitioned by day of `received_at` (see partitions), which is part of its primary key there; what makes

@@ -11,11 +11,13 @@ from typing import Any
 import msgspec
 
 from bridge.agents.agent import Agent
+from bridge.agents.registry import Registry
 from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
 from bridge.messages import Message
 from bridge.profiles import Profile, Profiles
 from bridge.receipts import Ledger, Receipt
+from bridge.registry import Admission
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
 from bridge.storage.writer import Writer
@@ -53,6 +55,8 @@ class House:
         rules: Rules,
         agent: type[Agent] | None,
         clock: Callable[[], float],
+        profiles: Profiles | None,
+        unknown: Admission,
     ) -> None:
         self.database = database
         self.clock = clock
@@ -66,13 +70,22 @@ class House:
             topics=self.topics,
             rules=rules,
             clock=clock,
-            profiles=None
+            profiles=profiles
             if agent is None
             else Profiles([Profile(agent="the agent", ping_interval=rules.ping_interval)]),
             agents=None if agent is None else {"the agent": agent},
+            unknown=unknown,
         )
         self.services.publish = self.publish
         self.router = Router(self.services)
+        self.registry = Registry(self.services, self.router, database)
+        self.kicked: list[tuple[str, str]] = []
+        self.registry.kick = self.kick
+
+    def kick(self, username: str, cause: str) -> int:
+        """Write it down."""
+        self.kicked.append((username, cause))
+        return 1
 
     def publish(
         self,
@@ -86,7 +99,7 @@ class House:
         on_ack: Callable[[], None] | None = None,
     ) -> int:
         """Write it down."""
-        self.sent.append(Sent(topic, msgspec.json.decode(payload), qos, retain, on_ack))
+        self.sent.append(Sent(topic, msgspec.json.decode(payload or b"null"), qos, retain, on_ack))
         return 1
 
     def receive(self, topic: str, payload: bytes, qos: int = 1) -> Receipt:
@@ -108,6 +121,8 @@ async def house(
     rules: Rules | None = None,
     agent: type[Agent] | None = None,
     clock: Callable[[], float] = time.time,
+    profiles: Profiles | None = None,
+    unknown: Admission = Admission.ACCEPTED,
 ) -> AsyncIterator[House]:
     """A running house on a migrated database, which may hold an earlier one's data. `agent`: of all its devices."""
     async with AsyncExitStack() as undo:
@@ -116,7 +131,7 @@ async def house(
         writer = Writer(database)
         await writer.start()
         undo.push_async_callback(writer.stop, 5.0)
-        built = House(database, writer, rules or Rules(), agent, clock)
+        built = House(database, writer, rules or Rules(), agent, clock, profiles, unknown)
         await built.router.start()
         undo.push_async_callback(built.router.stop, 5.0)
         yield built

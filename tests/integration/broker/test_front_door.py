@@ -76,6 +76,10 @@ class Kept:
             raise StorageUnavailableError("the database is away")
         return password == b"frost" if username == "fridge-7" else None
 
+    async def admits(self, username: str) -> bool:
+        """As `Credentials` says: all but one."""
+        return username != "stranger"
+
 
 async def test_kept_credentials_are_asked_before_the_password_file(users: Path) -> None:
     """And who is not known there may still be a user of the file."""
