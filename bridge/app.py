@@ -41,6 +41,7 @@ from bridge.storage.rollups import Rollups
 from bridge.storage.sessions import SessionStore
 from bridge.storage.writer import Writer
 from bridge.topics import Topics
+from bridge.twin import Limits
 
 log = structlog.get_logger(__name__)
 
@@ -182,6 +183,7 @@ class Bridge:
         )
         self.registry.kick = self.broker.kick_user
         self.services.publish = self.broker.publish
+        undo.push_async_callback(self.router.close, grace)
         undo.push_async_callback(self.broker.stop, grace)
         await self.broker.restore()
         await self.router.start()
@@ -288,6 +290,9 @@ def _rules(settings: Settings) -> Rules:
     return Rules(
         ping_interval=agent.ping_interval,
         ping_misses=agent.ping_misses,
+        ping_rate=agent.ping_rate,
+        wake_grace=agent.wake_grace,
+        twin_limits=Limits(settings.twin.max_bytes, settings.twin.max_depth),
         sleep_after=agent.sleep_after,
         evict_after=agent.evict_after,
         mailbox_limit=agent.mailbox_limit,

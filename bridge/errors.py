@@ -24,6 +24,16 @@ class RefusedError(BridgeError):
         self.reason = reason
 
 
+class VersionConflictError(RefusedError):
+    """A change was made for another version than the present one. It is answered, not kept: whoever sent it reads the
+    present state and decides anew."""
+
+    def __init__(self, expected: int | None, version: int) -> None:
+        super().__init__("version_conflict", f"made for version {expected}, and the present one is {version}")
+        self.expected = expected
+        self.version = version
+
+
 class AlreadySettledError(BridgeError):
     """A receipt was settled twice."""
 

@@ -25,7 +25,9 @@ def install(bridge: Bridge) -> None:
     metrics.counters("bridge_messages_refused", "Dead letters by reason.", "reason", lambda: census.refused)
     metrics.gauges("bridge_devices", "Known devices by status.", "status", lambda: census.devices)
     metrics.counters("bridge_commands", "Commands by the status they reached.", "status", lambda: census.commands)
-    metrics.counter("bridge_presence_transitions", "Changes of presence.", lambda: census.transitions)
+    metrics.counters("bridge_presence_transitions", "Changes of presence.", "cause", lambda: census.transitions)
+    metrics.counters("bridge_twin_changes", "Changes of twins, and patches rejected.", "part", lambda: census.twins)
+    metrics.counter("bridge_pings", "Pings sent to silent devices.", lambda: census.pings)
     metrics.counter("bridge_agent_restarts", "Agents built anew after an error.", lambda: census.restarts)
     metrics.gauges("bridge_agents", "Agents in memory.", "activity", bridge.router.activity)
     offload = bridge.services.offload

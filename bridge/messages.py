@@ -89,7 +89,8 @@ class Intake(Protocol):
         wildcards, to a topic meant for the device (`listening` True, and again for each further such topic)."""
 
     def detached(self, device_id: str, link: Link, cause: str) -> None:
-        """`link` is gone. `cause`: disconnect, keepalive, takeover, error, kicked or shutdown."""
+        """`link` is gone. `cause`: disconnect, keepalive, takeover, will, error, kicked or shutdown. `will` is a
+        connection that broke, without any of the other reasons, and whose client had left a will."""
 
 
 class Publish(Protocol):

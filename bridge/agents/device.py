@@ -11,14 +11,16 @@ from bridge.agents.book import CommandBook, Host
 from bridge.agents.liveness import Liveness
 from bridge.agents.logic import Logic
 from bridge.agents.services import Services
+from bridge.agents.twin import DeviceTwin
 from bridge.agents.world import BridgeWorld
 from bridge.commands import Command, CommandRequest, decode_request, decode_response, new_command
 from bridge.errors import RefusedError
 from bridge.messages import Kind, Link, Message
-from bridge.presence import Presence, Status, Transition
+from bridge.presence import Presence, Status, Transition, decode_sleep
 from bridge.readings import Reading, decode, numbered
 from bridge.registry import Admission
 from bridge.storage.devices import DeviceSnapshot
+from bridge.twin import Part
 
 ACCEPTED: Final = Admission.ACCEPTED
 
@@ -51,8 +53,8 @@ class Device:
     the mailbox, so that a database that is away stops neither pings nor presence."""
 
     __slots__ = (
-        "_changed", "_host", "_save_at", "_services", "_strangers", "admission", "commands", "first_seen", "id",
-        "liveness", "logic", "messages", "profile", "streams",
+        "_changed", "_host", "_save_at", "_services", "_strangers", "_twin", "admission", "commands", "first_seen",
+        "id", "liveness", "logic", "messages", "profile", "streams",
     )  # fmt: skip
 
     def __init__(self, device_id: str, snapshot: DeviceSnapshot | None, services: Services, host: Host) -> None:
@@ -63,6 +65,7 @@ class Device:
         self._save_at = 0.0
         self.commands: CommandBook | None = None
         self._strangers: dict[Link, bool] | None = None
+        self._twin: DeviceTwin | None = None
         self.streams: dict[str, Latest] = {}
         if snapshot is None:
             now = services.clock()
@@ -70,7 +73,7 @@ class Device:
             self.admission = services.unknown
             self.first_seen = now
             self.messages = 0
-            presence = Presence(heard_at=now)
+            presence = Presence(epoch=services.epoch_floor, heard_at=now)
             self._changed = self.admission is not Admission.UNKNOWN
             services.census.devices[Status.UNKNOWN.value] += self._changed
         else:
@@ -78,8 +81,10 @@ class Device:
             self.admission = Admission(snapshot.admission)
             self.first_seen = snapshot.first_seen
             self.messages = snapshot.messages
-            presence = Presence(Status(snapshot.status), snapshot.epoch, snapshot.last_seen)
+            presence = Presence(Status(snapshot.status), max(snapshot.epoch, services.epoch_floor), snapshot.last_seen)
             self._changed = False
+            if snapshot.twin_version:
+                self._twin = DeviceTwin(self, snapshot.twin_version, services, host)
             if snapshot.state:
                 streams = _states.decode(snapshot.state).streams
                 self.streams = {name: Latest(ts, bytes(values).decode()) for name, (ts, values) in streams.items()}
@@ -102,15 +107,20 @@ class Device:
             case Kind.TELEMETRY:
                 self._record(message, address.stream)
             case Kind.EVENT:
-                self._record(message, "event/" + address.stream)
+                if address.stream == "sleep":
+                    self._take_sleep(message)
+                else:
+                    self._record(message, "event/" + address.stream)
             case Kind.RESPONSE:
                 self._take_response(message)
             case Kind.PONG:
                 self.liveness.take_pong(message)
             case Kind.COMMAND:
                 self._accept_command(message)
-            case Kind.DESIRED | Kind.REPORTED:
-                raise RefusedError("unsupported", "the device twin is not part of this version")
+            case Kind.DESIRED:
+                self.twin.take(Part.DESIRED, message)
+            case Kind.REPORTED:
+                self.twin.take(Part.REPORTED, message)
 
     def _record(self, message: Message, stream: str) -> None:
         received_at = message.received_at
@@ -159,6 +169,12 @@ class Device:
             latest.ts = ts
             latest.payload = payload
 
+    def _take_sleep(self, message: Message) -> None:
+        seconds = decode_sleep(message.payload)
+        self._record(message, "event/sleep")
+        if not message.address.replay:
+            self.liveness.sleeps(message.received_at, seconds)
+
     def _accept_command(self, message: Message) -> None:
         request = decode_request(message.payload)
         if message.address.replay and request.id is None:
@@ -176,8 +192,11 @@ class Device:
             self._strangers = self._strangers or {}
             self._strangers[link] = listening or self._strangers.get(link, False)
             return
-        if self.liveness.attached(link, listening=listening) and self.commands is not None:
+        anew = self.liveness.attached(link, listening=listening)
+        if anew and self.commands is not None:
             self.commands.send_waiting(self._services.clock())
+        if listening and self._twin is not None:
+            self._twin.catch_up(anew=anew)
 
     def detached(self, link: Link, cause: str) -> None:
         """A connection that spoke for the device is gone."""
@@ -254,6 +273,20 @@ class Device:
         if self.logic is not None:
             self.logic.command_ended(command)
 
+    # ------------------------------------------------------------------ twin
+
+    @property
+    def twin(self) -> DeviceTwin:
+        """The device's twin."""
+        if self._twin is None:
+            self._twin = DeviceTwin(self, 0, self._services, self._host)
+        return self._twin
+
+    def desired_changed(self, desired: str) -> None:
+        """The twin's desired part is now this JSON object. Raises RefusedError if device logic cannot read it."""
+        if self.logic is not None:
+            self.logic.desired_changed(desired)
+
     # ------------------------------------------------------------------ time and state
 
     def tick(self) -> None:
@@ -287,7 +320,7 @@ class Device:
     def forgettable(self) -> bool:
         """Whether the stored state is all there is to know, so that the device may leave memory."""
         return not (
-            self.liveness.connected
+            self.liveness.needed
             or self._strangers
             or self._changed
             or (self.commands is not None and self.commands.open)

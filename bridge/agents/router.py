@@ -16,13 +16,15 @@ from bridge.agents.cell import Cell
 from bridge.agents.device import Device
 from bridge.agents.services import Services
 from bridge.commands import Command, CommandRequest
-from bridge.errors import RefusedError
+from bridge.errors import RefusedError, StorageError, StorageUnavailableError
 from bridge.messages import Link, Message
 from bridge.presence import Status
 from bridge.receipts import Receipt
 from bridge.storage import commands as stored_commands
 from bridge.storage import devices as stored_devices
+from bridge.storage import presence as stored_presence
 from bridge.storage.agents import waiting_for_time
+from bridge.twin import Patch, Twin
 
 log = structlog.get_logger(__name__)
 
@@ -100,6 +102,24 @@ class Router:
         self.cell(device_id).tell(lambda device: device.book.cancel(command_id, cause, done))
         return await done
 
+    async def desire(self, device_id: str, patch: Patch) -> Twin:
+        """Change what a device is asked to be: its twin after the commit.
+
+        Raises RefusedError when the patch is not acceptable (VersionConflictError: it was made for another version),
+        StorageError when it cannot be stored.
+        """
+        done: asyncio.Future[Twin] = self._services.loop.create_future()
+
+        def change(device: Device) -> None:
+            try:
+                device.check_admission()
+                device.twin.desire(patch, done)
+            except RefusedError as error:
+                done.set_exception(error)
+
+        self.cell(device_id).tell(change)
+        return await done
+
     # ------------------------------------------------------------------ all cells
 
     def cell(self, device_id: str) -> Cell:
@@ -145,8 +165,21 @@ class Router:
     async def stop(self, timeout: float) -> None:
         """Handle what is in the mailboxes and hand every changed state to the writer. After `timeout` seconds the
         rest is left unacknowledged."""
-        services = self._services
-        services.wheel.stop()
+        self._services.wheel.stop()
+        await self._finish(timeout)
+        await self._services.offload.stop()
+
+    async def close(self, timeout: float) -> None:
+        """After `stop`, when the broker has closed the last connections: handle those ends as well, and when all is
+        committed note that this run ended in order."""
+        await self._finish(timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._services.writer.add_change(stored_presence.end)
+        except (TimeoutError, StorageError, StorageUnavailableError) as error:
+            log.warning("the end of this run is not noted: the next one jumps ahead in its epochs", error=repr(error))
+
+    async def _finish(self, timeout: float) -> None:
         cells = list(self._cells.values())
         try:
             async with asyncio.timeout(timeout):
@@ -160,20 +193,20 @@ class Router:
         for cell in cells:
             if cell.device is not None and not cell.device.forgettable:
                 cell.device.save()
-        await services.offload.stop()
 
     async def _recover_presence(self) -> None:
         """After a crash nobody knows what became of those who were online."""
         services = self._services
         now = services.clock()
 
-        async def recover(connection: AsyncConnection) -> tuple[list[tuple[str, int]], dict[str, int]]:
-            forgotten = await stored_devices.forget_presence(connection, now)
-            return forgotten, await stored_devices.count_by_status(connection)
+        async def recover(connection: AsyncConnection) -> tuple[stored_presence.Beginning, dict[str, int]]:
+            beginning = await stored_presence.begin(connection, now)
+            return beginning, await stored_devices.count_by_status(connection)
 
-        forgotten, counts = await services.writer.add_change(recover)
+        beginning, counts = await services.writer.add_change(recover)
+        services.epoch_floor = beginning.floor
         services.census.devices = Counter(counts)
-        for device_id, epoch in forgotten:
+        for device_id, epoch in beginning.forgotten:
             body = {"status": Status.UNKNOWN.value, "cause": "restart", "epoch": epoch, "at": now}
             services.publish_json(device_id, "presence", body, qos=1, retain=True)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import msgspec
@@ -15,7 +15,7 @@ import structlog
 from bridge.agents.agent import Agent
 from bridge.agents.feed import Feed
 from bridge.agents.handlers import Handlers
-from bridge.agents.limits import Limit
+from bridge.agents.limits import Limit, Pacer
 from bridge.agents.logic import LogicRules
 from bridge.agents.offload import Offload
 from bridge.agents.timers import TimerWheel
@@ -26,8 +26,11 @@ from bridge.receipts import Receipt
 from bridge.registry import Admission
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.devices import DeviceLoader
+from bridge.storage.loader import Loader
+from bridge.storage.twins import fetch
 from bridge.storage.writer import Writer
 from bridge.topics import Topics
+from bridge.twin import Limits, Twin
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +44,9 @@ class Rules:
 
     ping_interval: float = 30.0
     ping_misses: int = 3
+    ping_rate: float = 500.0
+    wake_grace: float = 30.0
+    twin_limits: Limits = field(default_factory=Limits)
     sleep_after: float = 60.0
     evict_after: float = 600.0
     mailbox_limit: int = 10_000
@@ -60,14 +66,18 @@ class Rules:
 class Census:
     """How many devices are in which status and how many commands reached which, kept as they change."""
 
-    __slots__ = ("commands", "devices", "refused", "restarts", "transitions")
+    __slots__ = ("commands", "devices", "pings", "refused", "restarts", "transitions", "twins")
 
     def __init__(self) -> None:
         self.devices: Counter[str] = Counter()
         self.commands: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.restarts = 0
-        self.transitions = 0
+        self.pings = 0
+        self.twins: Counter[str] = Counter()
+        """Changes of twins by part, and patches of desired that were rejected."""
+        self.transitions: Counter[str] = Counter()
+        """Changes of presence by cause."""
 
 
 @final
@@ -79,17 +89,20 @@ class Services:
         "_waiters",
         "census",
         "clock",
+        "epoch_floor",
         "feed",
         "loader",
         "logic_classes",
         "logic_rules",
         "loop",
         "offload",
+        "pings",
         "profiles",
         "publish",
         "rollout_news",
         "rules",
         "topics",
+        "twins",
         "unknown",
         "wheel",
         "writer",
@@ -124,6 +137,10 @@ class Services:
         """By `Profile.agent`."""
         self.logic_rules = LogicRules(rules.handler_timeout, rules.restarts, rules.restart_window, rules.mailbox_limit)
         self.feed: Final = Feed(writer, clock)
+        self.epoch_floor = 0
+        """Every epoch of presence must be larger."""
+        self.twins: Final[Loader[Twin]] = Loader(loader.database, fetch)
+        self.pings = Pacer(rules.ping_rate)
         self.publish: Publish
         self.rollout_news: Callable[[str, str, CommandStatus], None] | None = None
         """Called when a command of a rollout has ended, with the ids of the two."""

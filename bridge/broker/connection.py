@@ -434,8 +434,11 @@ class Connection(Outbox):
                 self._transport.abort()
             else:
                 self._hang_up(linger=self.session is None or cause in ("shutdown", "not_stored"))
+        told = "error" if cause in _TOLD else cause
+        if cause == "disconnected" and self._will is not None:
+            told = "will"
         for device_id in self._devices or ():
-            self._broker.intake.detached(device_id, self, "error" if cause in _TOLD else cause)
+            self._broker.intake.detached(device_id, self, told)
         self._devices = None
         self._rest = None
         self._routes = {}

@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Depends, FastAPI
 
 from bridge import __version__
-from bridge.http import commands, devices, health, problems, registry, session, stream, tokens
+from bridge.http import commands, devices, health, presence, problems, registry, session, stream, tokens, twins
 from bridge.http.access import guard
 from bridge.http.audit import PREFIX, audited
 from bridge.http.context import Context
@@ -49,6 +49,8 @@ def build(context: Context) -> FastAPI:
     )
     api.include_router(devices.routes(context))
     api.include_router(commands.routes(context))
+    api.include_router(presence.routes(context))
+    api.include_router(twins.routes(context))
     api.include_router(stream.routes(context))
     api.include_router(registry.routes(context))
     api.include_router(tokens.routes(access.keyring, context.database))

@@ -53,7 +53,12 @@ def routes(context: Context) -> APIRouter:
         snapshot = await context.services.loader.load(device_id)
         if snapshot is None:
             raise HTTPException(404, f"no device {device_id!r} has been heard of")
-        return _view(now(snapshot))
+        view = _view(now(snapshot))
+        device = context.router.find(device_id)
+        trips = None if device is None else device.liveness.round_trips
+        if trips is not None:
+            view.round_trip = models.RoundTripView(last=trips.last, p50=trips.quantile(0.5), p99=trips.quantile(0.99))
+        return view
 
     @api.get("/devices/{device_id}/telemetry", tags=["devices"])
     async def readings(

@@ -110,6 +110,14 @@ class CommandWithEvents(Model):
     events: list[CommandEventView]
 
 
+class RoundTripView(Model):
+    """How long the device took to answer its last pings, in seconds."""
+
+    last: float
+    p50: float
+    p99: float
+
+
 class DeviceView(Model):
     """A device as its agent knows it, or as it was last stored."""
 
@@ -122,6 +130,7 @@ class DeviceView(Model):
     streams: dict[str, Any] = Field(
         default_factory=dict, description="The last reading of each stream: time and values."
     )
+    round_trip: RoundTripView | None = Field(None, description="None before it has answered a ping.")
 
 
 class DevicePage(Model):

@@ -31,6 +31,7 @@ from bridge.settings.sections import (
     Retention,
     Seconds,
     Section,
+    TwinSection,
     Writer,
 )
 from bridge.settings.sources import PREFIX
@@ -66,6 +67,7 @@ class Settings(BaseSettings):
     writer: Writer = Writer()
     agent: Agent = Agent()
     command: CommandSection = CommandSection()
+    twin: TwinSection = TwinSection()
     retention: Retention = Retention()
     registry: Registry = Registry()
     log: Log = Log()

@@ -158,6 +158,12 @@ class Agent(Section):
 
     ping_interval: Seconds = Field(30.0, description="Seconds of silence after which a device is pinged.")
     ping_misses: Count = Field(3, description="Unanswered pings after which a connected device counts as silent.")
+    ping_rate: Count = Field(
+        500, description="Pings a second to all devices together; a larger fleet is pinged less often instead."
+    )
+    wake_grace: Seconds = Field(
+        30.0, description="Seconds after the announced end of a device's sleep until its absence counts."
+    )
     sleep_after: Seconds = Field(60.0, description="Seconds without work after which an agent gives up its coroutine.")
     evict_after: Seconds = Field(
         600.0, description="Seconds without work after which an agent leaves memory; at least sleep_after."
@@ -205,6 +211,15 @@ class CommandSection(Section):
     )
 
 
+class TwinSection(Section):
+    """Device twins."""
+
+    max_bytes: int = Field(
+        32_768, ge=2, le=1_048_576, description="Bytes of each part of a twin, as compact JSON, and of one patch."
+    )
+    max_depth: int = Field(10, ge=1, le=100, description="Levels of objects and arrays within each other.")
+
+
 class Retention(Section):
     """For how many days things are kept; 0 keeps them for ever."""
 
@@ -212,6 +227,7 @@ class Retention(Section):
     minutes: Days = Field(90.0, description="Days that rollups by minute (count, min, max, sum, last) are kept.")
     hours: Days = Field(0.0, description="Days that rollups by hour are kept.")
     presence: Days = Field(90.0, description="Days that changes of presence are kept.")
+    twins: Days = Field(30.0, description="Days that the changes of twins are kept.")
     commands: Days = Field(90.0, description="Days that finished commands and their steps are kept.")
     dead_letters: Days = Field(30.0, description="Days that dead letters are kept.")
     dead_letters_max: int = Field(10_000, ge=0, description="Dead letters kept at most, the newest; 0 for any number.")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, final
+from typing import Any, final
 
 import msgspec
-from sqlalchemy import Row, Select, TextClause, func, insert, literal, select, text, update
+from sqlalchemy import Row, Select, TextClause, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.presence import Status
 from bridge.storage.database import Database
 from bridge.storage.loader import Loader
-from bridge.storage.tables import devices, presence
+from bridge.storage.tables import devices, twins
 
 
 @final
@@ -27,9 +27,8 @@ class DeviceSnapshot(msgspec.Struct, gc=False):
     epoch: int = 0
     state: str = ""
     admission: str = "accepted"
-
-
-_PRESENT: Final = (Status.ONLINE.value, Status.SILENT.value)
+    twin_version: int = 0
+    """The version of desired in its twin; 0 if there is nothing in it. Read, not written, with the device."""
 
 
 def _snapshots() -> Select[Any]:
@@ -54,7 +53,12 @@ def _snapshot(row: Row[*tuple[Any, ...]]) -> DeviceSnapshot:
 
 async def load_devices(connection: AsyncConnection, ids: list[str]) -> dict[str, DeviceSnapshot]:
     """The stored ones of some devices, by id."""
-    query = _snapshots().where(devices.c.device_id.in_(among(connection.dialect.name)))
+    version = select(twins.c.desired_version).where(twins.c.device_id == devices.c.device_id).scalar_subquery()
+    query = (
+        _snapshots()
+        .add_columns(func.coalesce(version, 0).label("twin_version"))
+        .where(devices.c.device_id.in_(among(connection.dialect.name)))
+    )
     rows = await connection.execute(query, {"ids": msgspec.json.encode(ids).decode()})
     return {row.device_id: _snapshot(row) for row in rows}
 
@@ -88,27 +92,3 @@ async def count_by_status(connection: AsyncConnection) -> dict[str, int]:
     """How many devices are in each status."""
     rows = await connection.execute(select(devices.c.status, func.count().label("number")).group_by(devices.c.status))
     return {row.status: row.number for row in rows}
-
-
-async def forget_presence(connection: AsyncConnection, at: float) -> list[tuple[str, int]]:
-    """After a restart: whoever was there is `unknown` now, with a new epoch. Returns device ids and those epochs."""
-    present = devices.c.status.in_(_PRESENT)
-    await connection.execute(
-        insert(presence).from_select(
-            ["device_id", "epoch", "status", "cause", "at"],
-            select(
-                devices.c.device_id,
-                devices.c.epoch + 1,
-                literal(Status.UNKNOWN.value),
-                literal("restart"),
-                literal(at, presence.c.at.type),
-            ).where(present),
-        )
-    )
-    changed = await connection.execute(
-        update(devices)
-        .where(present)
-        .values(status=Status.UNKNOWN.value, epoch=devices.c.epoch + 1)
-        .returning(devices.c.device_id, devices.c.epoch)
-    )
-    return [(device_id, epoch) for device_id, epoch in changed]

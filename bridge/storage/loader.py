@@ -32,12 +32,16 @@ class Loader(Generic[T]):
 
     async def load(self, device_id: str) -> T | None:
         """What is stored, None if there is nothing. Raises StorageUnavailableError."""
+        return await self.request(device_id)
+
+    def request(self, device_id: str) -> asyncio.Future[T | None]:
+        """The same for those who cannot wait."""
         future: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
         self._wanted.setdefault(device_id, []).append(future)
         if self._task is None:
             # A task starts in the next turn of the loop, so it finds all requests of this one.
             self._task = asyncio.create_task(self._run(), name="loader")
-        return await future
+        return future
 
     async def _run(self) -> None:
         try:

@@ -44,6 +44,8 @@ class Keep:
     hours: float = 0.0
     """Rollups by hour."""
     presence: float = 90.0
+    twins: float = 30.0
+    """What twins have been: how far back a device may be and still be told only what it misses."""
     commands: float = 90.0
     """Finished commands and their steps, counted from their deadline."""
     dead_letters: float = 30.0
@@ -94,6 +96,7 @@ class Retention:
             (tables.telemetry_minute, "start", keep.minutes),
             (tables.telemetry_hour, "start", keep.hours),
             (tables.presence, "at", keep.presence),
+            (tables.twin_history, "at", keep.twins),
         ):
             if days:
                 await self._repeat(table.name, partial(_older, table, column, now - days * DAY))

@@ -224,6 +224,20 @@ twins: Final = Table(
     Column("reported_at", Double),
 )
 
+twin_history: Final = Table(
+    "twin_history",
+    metadata,
+    Column("device_id", Text, primary_key=True),
+    # `desired` or `reported`.
+    Column("part", Text, primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", Double, nullable=False),
+    # Merge patches from the version before to this one, and back.
+    Column("patch", JSON, nullable=False),
+    Column("undo", JSON, nullable=False),
+    Index("twin_history_at", "at"),
+)
+
 presence: Final = Table(
     "presence",
     metadata,
@@ -233,6 +247,15 @@ presence: Final = Table(
     Column("cause", Text, nullable=False),
     Column("at", Double, nullable=False),
     Index("presence_at", "at"),
+)
+
+epoch_floor: Final = Table(
+    "epoch_floor",
+    metadata,
+    # One row: every epoch that is given must be larger than `epoch`. `running` is 0 after a stop in good order.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("running", Integer, nullable=False),
 )
 
 dead_letters: Final = Table(

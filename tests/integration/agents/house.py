@@ -133,6 +133,7 @@ async def house(
         undo.push_async_callback(writer.stop, 5.0)
         built = House(database, writer, rules or Rules(), agent, clock, profiles, unknown)
         await built.router.start()
+        undo.push_async_callback(built.router.close, 5.0)
         undo.push_async_callback(built.router.stop, 5.0)
         yield built
     assert built.ledger.difference == 0

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from sqlalchemy import func, select
 
 from bridge.agents.services import Rules
@@ -123,26 +122,6 @@ async def test_qos_0_over_the_mailbox_limit_is_dropped_and_counted(url: str) -> 
         assert built.ledger.dropped == {"mailbox_full": 5}
 
 
-@pytest.mark.parametrize("answered", [True, False])
-async def test_a_silent_device_is_pinged_and_falls_silent_only_without_an_answer(url: str, answered: bool) -> None:
-    async with house(url, Rules(ping_interval=0.1, ping_misses=2)) as built:
-        built.router.attached("d1", Line(), listening=True)
-        pings = 0
-        deadline = time.monotonic() + 2.5
-        while time.monotonic() < deadline and len(built.bodies("devices/d1/ping")) < 4:
-            found = built.bodies("devices/d1/ping")
-            if answered and len(found) > pings:
-                built.receive("devices/d1/pong", b'{"id":"%s"}' % found[-1]["id"].encode(), qos=0)
-            pings = len(found)
-            await asyncio.sleep(0.01)
-        assert pings >= 3
-        statuses = [body["status"] for body in built.bodies("devices/d1/presence")]
-        assert statuses == (["online"] if answered else ["online", "silent"])
-        device = built.router.find("d1")
-        assert device is not None
-        assert (device.liveness.round_trip is not None) is answered
-
-
 async def test_a_timer_whose_time_has_come_is_not_put_off_by_a_later_one(url: str) -> None:
     """The wheel turns four times a second: what is asked for in between must not replace what is due."""
     async with house(url, Rules(snapshot_interval=60.0)) as built:
@@ -154,30 +133,6 @@ async def test_a_timer_whose_time_has_come_is_not_put_off_by_a_later_one(url: st
         cell.call_before(built.clock() + 30.0)
         assert cell._next_tick == due
         await until(lambda: cell._next_tick > built.services.wheel.now(), timeout=2.0)
-
-
-async def test_presence_follows_the_last_connection_and_epochs_survive_a_restart(url: str) -> None:
-    async with house(url) as built:
-        old, new = Line(), Line()
-        built.router.attached("d1", old, listening=True)
-        built.router.attached("d1", new, listening=True)
-        built.router.detached("d1", old, "takeover")
-        await until(lambda: built.bodies("devices/d1/presence"))
-        built.router.detached("d1", new, "keepalive")
-        await until(lambda: len(built.bodies("devices/d1/presence")) == 2)
-        built.router.attached("d1", Line(), listening=False)
-        await until(lambda: len(built.bodies("devices/d1/presence")) == 3)
-    told = built.bodies("devices/d1/presence")
-    assert [(body["status"], body["cause"], body["epoch"]) for body in told] == [
-        ("online", "connect", 1), ("offline", "keepalive", 2), ("online", "connect", 3),
-    ]  # fmt: skip
-    assert all(sent.retain for sent in built.sent if sent.topic == "devices/d1/presence")
-    async with house(url) as built:
-        # It was online when the house went down without a word: nobody knows what became of it.
-        told = built.bodies("devices/d1/presence")
-        assert [(body["status"], body["cause"], body["epoch"]) for body in told] == [("unknown", "restart", 4)]
-        assert built.services.census.devices["unknown"] == 1
-        assert await count(built, tables.presence) == 4
 
 
 async def statuses(built: House, command_id: str) -> list[str]:

@@ -11,7 +11,7 @@ from bridge.storage import devices
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader, DeviceSnapshot
 from bridge.storage.writer import Writer
-from tests.integration.storage.witness import Witness, committed, eventually
+from tests.integration.storage.witness import committed, eventually
 
 
 def snapshot(number: int) -> DeviceSnapshot:
@@ -87,16 +87,3 @@ async def test_pages_of_devices(writer: Writer, database: Database) -> None:
         seen += [device.device_id for device in page]
         after = seen[-1]
     assert seen == [f"d{number:05}" for number in range(25)]
-
-
-async def test_after_a_restart_whoever_was_there_is_unknown(
-    writer: Writer, database: Database, witness: Witness
-) -> None:
-    for device_id, status in (("a", "online"), ("b", "silent"), ("c", "offline"), ("d", "unknown")):
-        writer.save_device(DeviceSnapshot(device_id, status=status, epoch=4))
-    forgotten = await writer.add_change(lambda connection: devices.forget_presence(connection, 99.5))
-    assert sorted(forgotten) == [("a", 5), ("b", 5)]
-    counts = await database.read(devices.count_by_status)
-    assert counts == {"unknown": 3, "offline": 1}
-    rows = await witness.rows("SELECT device_id, epoch, status, cause, at FROM presence ORDER BY 1")
-    assert rows == [("a", 5, "unknown", "restart", 99.5), ("b", 5, "unknown", "restart", 99.5)]
