@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
+from rich.console import Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from bridge import descriptors
@@ -85,6 +87,7 @@ def simulate(
             lambda: _fleet_line(plan.devices, figures, began),
             seconds,
             quiet=until_stdin_closes,
+            share=lambda: figures.connected / plan.devices,
         )
     )
     if not until_stdin_closes:
@@ -97,10 +100,16 @@ def simulate(
 
 
 async def _follow(
-    job: Coroutine[Any, Any, None], line: Callable[[], str], seconds: float | None, *, quiet: bool
+    job: Coroutine[Any, Any, None],
+    line: Callable[[], str],
+    seconds: float | None,
+    *,
+    quiet: bool,
+    share: Callable[[], float] | None = None,
 ) -> bool:
     """Run `job` until it is done (then True), `seconds` are over, or somebody says stop. `quiet`: a child of `serve`,
-    which shows nothing and ends when its standard input does, that is, with its parent, however that ends."""
+    which shows nothing and ends when its standard input does, that is, with its parent, however that ends. `share` (0
+    to 1) is shown as a bar."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -116,7 +125,7 @@ async def _follow(
     work = asyncio.create_task(job)
     stopped = asyncio.create_task(stop.wait())
     try:
-        async with _view(line, quiet=quiet):
+        async with _view(line, share, quiet=quiet):
             await asyncio.wait([work, stopped], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         if quiet:
@@ -132,8 +141,9 @@ async def _follow(
 
 
 @asynccontextmanager
-async def _view(line: Callable[[], str], *, quiet: bool) -> AsyncIterator[None]:
-    """Show `line()` while the body runs: on a terminal always the present one, elsewhere one every few seconds."""
+async def _view(line: Callable[[], str], share: Callable[[], float] | None, *, quiet: bool) -> AsyncIterator[None]:
+    """Show `line()` while the body runs: on a terminal always the present one, below a bar, elsewhere one every few
+    seconds."""
     if quiet:
         yield
         return
@@ -145,7 +155,8 @@ async def _view(line: Callable[[], str], *, quiet: bool) -> AsyncIterator[None]:
             await asyncio.sleep(0.25 if live else LINE_EVERY)
             # In a thread: a terminal that is stopped with Ctrl-S must not stop the devices.
             if live:
-                await asyncio.to_thread(live.update, Text(line()), refresh=True)
+                bar = () if share is None else (ProgressBar(total=1.0, completed=share(), width=60),)
+                await asyncio.to_thread(live.update, Group(*bar, Text(line())), refresh=True)
             else:
                 await asyncio.to_thread(screen.print, Text(line()))
 

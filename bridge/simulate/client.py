@@ -1,4 +1,4 @@
-"""The MQTT client of a simulated device: how it connects, and how long it waits before it tries again."""
+"""Where the broker is, how long to wait before another attempt, and the MQTT client of a replay."""
 
 from __future__ import annotations
 

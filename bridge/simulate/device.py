@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import OrderedDict, deque
 from typing import Any, Final, final
 
-import aiomqtt
 import msgspec
 
-from bridge.simulate.client import Target, cause, client, heed_cancellation, pauses
+from bridge.simulate.client import Target, cause, pauses
 from bridge.simulate.figures import Figures
+from bridge.simulate.line import Line, LineError, connected
 from bridge.simulate.sensor import Sensor
 from bridge.topics import Topics
 
@@ -23,7 +22,6 @@ WAITING: Final = 100
 """Commands that wait for their turn; a device with more of them answers `failed`."""
 WORK: Final = (0.05, 0.5)
 """Seconds that carrying out a command takes."""
-WINDOW: Final = 20
 
 
 class Request(msgspec.Struct):
@@ -56,8 +54,11 @@ class SimulatedDevice:
     ) -> None:
         """`gate` limits how many devices connect at once; `seed` makes what it measures repeatable."""
         self.id = device_id
+        self._line: Line | None = None
         self._target = target
         self._topics = topics
+        self._request_topic = topics.of(device_id, "command/request")
+        self._ping_topic = topics.of(device_id, "ping")
         self._figures = figures
         self._gate = gate
         self._rate = rate
@@ -77,41 +78,39 @@ class SimulatedDevice:
         waits = pauses(self._random)
         while True:
             try:
-                async with contextlib.AsyncExitStack() as stack:
-                    async with self._gate:
-                        connection = await stack.enter_async_context(client(self._target, self.id, window=WINDOW))
-                    heed_cancellation()
+                async with connected(self._target, self.id, self._received, self._gate) as line:
                     waits = pauses(self._random)
-                    await self._live(connection)
-            except (aiomqtt.MqttError, ExceptionGroup) as error:
+                    self._line = line
+                    await self._live(line)
+            except (LineError, ExceptionGroup) as error:
                 why = cause(error)
-                if not isinstance(why, aiomqtt.MqttError):
+                if not isinstance(why, LineError):
                     raise
                 self._figures.trouble(str(why))
-            heed_cancellation()
             await asyncio.sleep(next(waits))
 
-    async def _live(self, connection: aiomqtt.Client) -> None:
-        """Be a connected device until the connection ends with MqttError."""
+    async def _live(self, line: Line) -> None:
+        """Be a connected device until the connection ends with LineError."""
         self._figures.connects += 1
         self._figures.connected += 1
         try:
+            await line.subscribe([self._request_topic, self._ping_topic])
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._execute(connection))
+                group.create_task(self._execute(line))
                 if self._rate > 0:
-                    group.create_task(self._measure(connection))
-                # The reader is also who notices that the connection is gone. It must not be a task too: Python 3.11's
-                # group leaves a task that waits at its end marked as cancelled when one of its members fails.
-                await self._read(connection)
+                    group.create_task(self._measure(line))
+                # This must not be a task too: Python 3.11's group leaves a task that waits at its end marked as
+                # cancelled when one of its members fails.
+                await line.lost()
         finally:
             self._figures.connected -= 1
 
-    async def _measure(self, connection: aiomqtt.Client) -> None:
+    async def _measure(self, line: Line) -> None:
         period = 1 / self._rate
         loop = asyncio.get_running_loop()
         if self._unacknowledged is not None:
             self._figures.repeated += 1
-            await self._publish(connection, self._unacknowledged)
+            await self._publish(line, self._unacknowledged)
         due = loop.time() + self._random.uniform(0, period)
         while True:
             # A device that was held up goes on from now: it does not send the missed readings in a burst.
@@ -123,31 +122,25 @@ class SimulatedDevice:
             reading = {"id": f"{self._run}-{self._number}", "ts": round(now, 3), **values}
             self._unacknowledged = msgspec.json.encode(reading)
             self._figures.published += 1
-            await self._publish(connection, self._unacknowledged)
+            await self._publish(line, self._unacknowledged)
 
-    async def _publish(self, connection: aiomqtt.Client, payload: bytes) -> None:
+    async def _publish(self, line: Line, payload: bytes) -> None:
         began = time.perf_counter()
-        await connection.publish(self._topics.of(self.id, "telemetry"), payload, qos=self._qos)
-        heed_cancellation()
+        await line.publish(self._topics.of(self.id, "telemetry"), payload, self._qos)
         if self._qos:
             self._figures.latencies.record(time.perf_counter() - began)
         self._figures.acknowledged += 1
         self._unacknowledged = None
 
-    async def _read(self, connection: aiomqtt.Client) -> None:
-        request_topic, ping_topic = self._topics.of(self.id, "command/request"), self._topics.of(self.id, "ping")
-        await connection.subscribe([(request_topic, 1), (ping_topic, 1)])
-        heed_cancellation()
-        async for message in connection.messages:
-            payload = message.payload if isinstance(message.payload, bytes) else b""
-            if message.topic.value == ping_topic:
-                self._figures.pings += 1
-                await connection.publish(self._topics.of(self.id, "pong"), payload)
-            else:
-                await self._take(connection, payload)
-            heed_cancellation()
+    def _received(self, topic: str, payload: bytes) -> None:
+        """A message from the broker."""
+        if topic == self._ping_topic:
+            self._figures.pings += 1
+            self._post("pong", payload, 0)
+        elif topic == self._request_topic:
+            self._take(payload)
 
-    async def _take(self, connection: aiomqtt.Client, payload: bytes) -> None:
+    def _take(self, payload: bytes) -> None:
         """Queue a request, unless it has come before: then it is answered again and not executed again."""
         try:
             request = _requests.decode(payload)
@@ -155,22 +148,19 @@ class SimulatedDevice:
             return  # nothing that it could answer: there is no id
         if request.id in self._outcomes:
             self._figures.repeated_commands += 1
-            outcome = self._outcomes[request.id]
-            await self._respond(connection, outcome or _response(request.id, "in_progress"))
-            return
-        if request.expires_at is not None and request.expires_at <= time.time():
-            await self._respond(connection, _response(request.id, "failed", error="it came after its deadline"))
-            return
-        if len(self._work) >= WAITING:
-            await self._respond(connection, _response(request.id, "failed", error="the device is busy"))
-            return
-        self._outcomes[request.id] = None
-        if len(self._outcomes) > REMEMBERED:
-            self._outcomes.popitem(last=False)
-        self._work.append(request)
-        self._has_work.set()
+            self._answer(self._outcomes[request.id] or _response(request.id, "in_progress"))
+        elif request.expires_at is not None and request.expires_at <= time.time():
+            self._answer(_response(request.id, "failed", error="it came after its deadline"))
+        elif len(self._work) >= WAITING:
+            self._answer(_response(request.id, "failed", error="the device is busy"))
+        else:
+            self._outcomes[request.id] = None
+            if len(self._outcomes) > REMEMBERED:
+                self._outcomes.popitem(last=False)
+            self._work.append(request)
+            self._has_work.set()
 
-    async def _execute(self, connection: aiomqtt.Client) -> None:
+    async def _execute(self, line: Line) -> None:
         """Carry out what is queued, one after the other. What a broken connection left unanswered is answered on the
         next one, from the outcome that was remembered."""
         while True:
@@ -180,12 +170,12 @@ class SimulatedDevice:
             request = self._work[0]
             outcome = self._outcomes.get(request.id)
             if outcome is None:
-                await self._respond(connection, _response(request.id, "in_progress"))
+                await self._respond(line, _response(request.id, "in_progress"))
                 await asyncio.sleep(self._random.uniform(*WORK))
                 outcome = self._outcome(request)
                 self._outcomes[request.id] = outcome
                 self._figures.commands += 1
-            await self._respond(connection, outcome)
+            await self._respond(line, outcome)
             self._work.popleft()
 
     def _outcome(self, request: Request) -> bytes:
@@ -196,9 +186,15 @@ class SimulatedDevice:
             result["args"] = request.args
         return _response(request.id, "succeeded", result=result)
 
-    async def _respond(self, connection: aiomqtt.Client, response: bytes) -> None:
-        await connection.publish(self._topics.of(self.id, "command/response"), response, qos=1)
-        heed_cancellation()
+    async def _respond(self, line: Line, response: bytes) -> None:
+        await line.publish(self._topics.of(self.id, "command/response"), response, 1)
+
+    def _answer(self, response: bytes) -> None:
+        self._post("command/response", response, 1)
+
+    def _post(self, name: str, payload: bytes, qos: int) -> None:
+        if self._line is not None:
+            self._line.post(self._topics.of(self.id, name), payload, qos)
 
 
 def _response(command_id: str, status: str, **more: Any) -> bytes:

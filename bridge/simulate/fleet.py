@@ -12,7 +12,7 @@ from bridge.simulate.figures import Figures
 from bridge.topics import Topics
 
 CONNECTING: Final = 50
-"""Devices that connect at once: a broker's backlog and our threads are not endless."""
+"""Devices that connect at once: a broker's backlog is not endless."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,38 @@ async def test_devices_come_back_after_the_broker_does(mosquitto: Mosquitto, tar
     assert figures.connected == 0, "stopped devices have disconnected"
 
 
+async def test_hundreds_of_devices_in_one_process(target: Target) -> None:
+    """A connection and a reading each, and every one of them answers a ping."""
+    figures = Figures()
+    async with operator(target, "devices/+/pong") as client, running(fleet.Plan(300, rate=0.5), target, figures):
+        await until(lambda: figures.connected == 300, "all devices")
+        await until(lambda: figures.acknowledged >= 300, "a reading of each")
+        await subscribed(client, "sim-0300")
+        answered = {"sim-0300"}
+        for number in range(1, 300):
+            await client.publish(f"devices/sim-{number:04}/ping", "{}")
+        async for message in client.messages:
+            answered.add(message.topic.value.split("/")[1])
+            if len(answered) == 300:
+                break
+    assert not figures.troubles
+    assert figures.connects == 300
+
+
+async def test_a_refusal_is_told() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        writer.write(b"\x20\x02\x00\x05")
+        await reader.read()
+        writer.close()
+
+    figures = Figures()
+    async with await asyncio.start_server(refuse, HOST, 0) as server:
+        unwilling = Target(HOST, server.sockets[0].getsockname()[1])
+        async with running(fleet.Plan(devices=1), unwilling, figures):
+            await until(lambda: "not authorised" in figures.troubles, "the refusal")
+
+
 async def test_devices_wait_for_a_broker_that_is_not_there_yet(mosquitto: Mosquitto) -> None:
     mosquitto.stop()
     figures = Figures()
