@@ -7,7 +7,19 @@ from typing import Any, Final
 from fastapi import APIRouter, Depends, FastAPI
 
 from bridge import __version__
-from bridge.http import commands, devices, health, presence, problems, registry, session, stream, tokens, twins
+from bridge.http import (
+    commands,
+    devices,
+    health,
+    presence,
+    problems,
+    registry,
+    session,
+    stream,
+    telemetry,
+    tokens,
+    twins,
+)
 from bridge.http.access import guard
 from bridge.http.audit import PREFIX, audited
 from bridge.http.context import Context
@@ -48,6 +60,7 @@ def build(context: Context) -> FastAPI:
         responses=problems.RESPONSES,
     )
     api.include_router(devices.routes(context))
+    api.include_router(telemetry.routes(context))
     api.include_router(commands.routes(context))
     api.include_router(presence.routes(context))
     api.include_router(twins.routes(context))

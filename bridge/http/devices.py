@@ -1,15 +1,14 @@
-"""Devices, their readings, and what was refused."""
+"""Devices, and what was refused."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, HTTPException, Path, Query
 
 from bridge.http import models
 from bridge.http.context import Context
-from bridge.storage import deadletters, devices, telemetry
+from bridge.storage import deadletters, devices
 from bridge.topics import DEVICE_ID
 
 PAYLOAD_SHOWN = 4096
@@ -60,31 +59,6 @@ def routes(context: Context) -> APIRouter:
             view.round_trip = models.RoundTripView(last=trips.last, p50=trips.quantile(0.5), p99=trips.quantile(0.99))
         return view
 
-    @api.get("/devices/{device_id}/telemetry", tags=["devices"])
-    async def readings(
-        device_id: DeviceId,
-        stream: Annotated[str, Query(max_length=80)] = "default",
-        since: float | None = None,
-        until: float | None = None,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
-    ) -> models.ReadingPage:
-        """Readings of a stream, the latest first; `since` and `until` are Unix seconds."""
-        rows = await database.read(
-            lambda connection: telemetry.readings(connection, device_id, stream, since, until, limit)
-        )
-        return models.ReadingPage(
-            readings=[
-                models.ReadingView(
-                    stream=stream,
-                    ts=models.moment(row.ts),
-                    received_at=models.moment(row.received_at),
-                    message_id=row.message_id,
-                    values=msgspec.json.decode(row.payload),
-                )
-                for row in rows
-            ]
-        )
-
     @api.get("/dead-letters", tags=["dead letters"])
     async def dead_letters(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> models.DeadLetterPage:
         """Messages that were refused, the latest first."""
@@ -108,7 +82,6 @@ def routes(context: Context) -> APIRouter:
 
 
 def _view(snapshot: devices.DeviceSnapshot) -> models.DeviceView:
-    streams = msgspec.json.decode(snapshot.state).get("streams", {}) if snapshot.state else {}
     return models.DeviceView(
         device_id=snapshot.device_id,
         profile=snapshot.profile,
@@ -116,5 +89,5 @@ def _view(snapshot: devices.DeviceSnapshot) -> models.DeviceView:
         first_seen=models.moment(snapshot.first_seen),
         last_seen=models.moment(snapshot.last_seen),
         messages=snapshot.messages,
-        streams={name: {"ts": models.moment(ts), "values": values} for name, (ts, values) in streams.items()},
+        streams=models.streams(snapshot.state),
     )

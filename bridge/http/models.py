@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from bridge.commands import Command, CommandRequest, CommandStatus
@@ -13,6 +14,28 @@ from bridge.commands import Command, CommandRequest, CommandStatus
 def moment(seconds: float) -> datetime:
     """Unix seconds as a UTC time."""
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def decoded(payload: str) -> Any:
+    """A payload's value; its text where that is JSON for whoever let it in, and for no one else: half of a surrogate
+    pair, a number of a thousand digits."""
+    try:
+        return msgspec.json.decode(payload)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return payload
+
+
+class _State(msgspec.Struct):
+    streams: dict[str, tuple[float, msgspec.Raw]] = {}
+
+
+_states: Final = msgspec.json.Decoder(_State)
+
+
+def streams(state: str) -> dict[str, Any]:
+    """A stored device's last reading of each stream: time and values."""
+    found = _states.decode(state).streams if state else {}
+    return {name: {"ts": moment(ts), "values": decoded(bytes(raw).decode())} for name, (ts, raw) in found.items()}
 
 
 class Model(BaseModel):
@@ -151,9 +174,10 @@ class ReadingView(Model):
 
 
 class ReadingPage(Model):
-    """Readings, the latest first."""
+    """Readings, the latest first. `next` is the `after` of the following page."""
 
     readings: list[ReadingView]
+    next: str | None = None
 
 
 class DeadLetterView(Model):

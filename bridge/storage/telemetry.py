@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import BigInteger, BindParameter, Double, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.storage.tables import message_ids, telemetry
@@ -21,6 +21,7 @@ class StoredReading(NamedTuple):
     received_at: float
     message_id: str | None
     payload: str
+    id: int
 
 
 async def readings(
@@ -30,10 +31,12 @@ async def readings(
     since: float | None = None,
     until: float | None = None,
     limit: int = 100,
+    before: tuple[float, int] | None = None,
 ) -> list[StoredReading]:
-    """Readings of one stream with since <= ts < until, the latest first."""
+    """Readings of one stream with since <= ts < until, the latest first; `before`: ts and id of the last one of the
+    page before."""
     query = (
-        select(telemetry.c.ts, telemetry.c.received_at, telemetry.c.message_id, telemetry.c.payload)
+        select(telemetry.c.ts, telemetry.c.received_at, telemetry.c.message_id, telemetry.c.payload, telemetry.c.id)
         .where(telemetry.c.device_id == device_id, telemetry.c.stream == stream)
         .order_by(telemetry.c.ts.desc(), telemetry.c.id.desc())
         .limit(limit)
@@ -42,6 +45,8 @@ async def readings(
         query = query.where(telemetry.c.ts >= since)
     if until is not None:
         query = query.where(telemetry.c.ts < until)
+    if before is not None:
+        query = query.where(tuple_(telemetry.c.ts, telemetry.c.id) < tuple_(*_key(before)))
     return [StoredReading(*row) for row in await connection.execute(query)]
 
 
@@ -58,6 +63,10 @@ async def known_ids(connection: AsyncConnection, device_id: str, stream: str, id
         )
         known.update((await connection.execute(query)).scalars())
     return known
+
+
+def _key(of: tuple[float, int]) -> tuple[BindParameter[float], BindParameter[int]]:
+    return literal(of[0], Double()), literal(of[1], BigInteger())
 
 
 async def count(connection: AsyncConnection, device_id: str, stream: str) -> int:
