@@ -16,7 +16,9 @@ import structlog
 from bridge import __version__, descriptors, instruments, ports
 from bridge.agents.discovery import find_agent
 from bridge.agents.registry import Registry
+from bridge.agents.rollouts import Rollouts
 from bridge.agents.router import Router
+from bridge.agents.schedules import Schedules
 from bridge.agents.services import Rules, Services
 from bridge.broker.broker import EmbeddedBroker
 from bridge.broker.config import BrokerConfig
@@ -188,6 +190,9 @@ class Bridge:
         await self.broker.restore()
         await self.router.start()
         undo.push_async_callback(self.router.stop, grace)
+        self.rollouts = Rollouts(self.router, self.services, self.database)
+        await self.rollouts.start()
+        self.schedules = Schedules(self.rollouts, self.services, self.database)
 
         context = self._http_context()
         self.first_token = await context.access.keyring.first_admin() if context.access.required else None
@@ -197,7 +202,7 @@ class Bridge:
             self.http.start(),
             *(
                 asyncio.create_task(part.run(), name=type(part).__name__.lower())
-                for part in (self.pulse, self.retention, self.rollups)
+                for part in (self.pulse, self.retention, self.rollups, self.rollouts, self.schedules)
             ),
         ]
         for part in self.parts[2:]:
@@ -231,6 +236,8 @@ class Bridge:
         return Context(
             router=self.router,
             registry=self.registry,
+            rollouts=self.rollouts,
+            schedules=self.schedules,
             services=self.services,
             database=self.database,
             ledger=self.ledger,

@@ -25,6 +25,7 @@ def install(bridge: Bridge) -> None:
     metrics.counters("bridge_messages_refused", "Dead letters by reason.", "reason", lambda: census.refused)
     metrics.gauges("bridge_devices", "Known devices by status.", "status", lambda: census.devices)
     metrics.counters("bridge_commands", "Commands by the status they reached.", "status", lambda: census.commands)
+    metrics.gauge("bridge_rollouts_running", "Rollouts that are running.", lambda: bridge.rollouts.running)
     metrics.counters("bridge_presence_transitions", "Changes of presence.", "cause", lambda: census.transitions)
     metrics.counters("bridge_twin_changes", "Changes of twins, and patches rejected.", "part", lambda: census.twins)
     metrics.counter("bridge_pings", "Pings sent to silent devices.", lambda: census.pings)

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from bridge import __version__
-from bridge.cli import backup, doctor, machine, operate, registry, serve, simulate, tail, terminal, tokens
+from bridge.cli import (
+    backup,
+    commands,
+    doctor,
+    machine,
+    operate,
+    registry,
+    send,
+    serve,
+    simulate,
+    tail,
+    terminal,
+    tokens,
+)
 from bridge.errors import BridgeError, SettingsError
 
 app = typer.Typer(
@@ -22,7 +35,11 @@ app = typer.Typer(
 app.command()(serve.serve)
 app.command()(simulate.simulate)
 app.add_typer(registry.app, name="devices")
-app.command()(operate.send)
+app.command()(send.send)
+app.command()(commands.commands)
+app.command()(commands.rollouts)
+app.command()(commands.schedules)
+app.command()(commands.cancel)
 app.command()(operate.deadletters)
 app.command()(tail.tail)
 app.command()(machine.config)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -20,6 +21,14 @@ T = TypeVar("T")
 
 WIDE: Final = 10_000
 """Columns when the output is no terminal: nothing is cut off or wrapped for programs and files."""
+
+COLOURS: Final = {
+    "online": "green",
+    "silent": "yellow",
+    "offline": "red",
+    "succeeded": "green",
+    **dict.fromkeys(("failed", "expired", "cancelled"), "red"),
+}
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file with settings.", show_default="BRIDGE_CONFIG")
@@ -41,6 +50,17 @@ def complain(text: str) -> None:
 def safe(value: object) -> str:
     """`value` as text that cannot steer the terminal: what devices send and what they are called is not ours."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+def status(word: str) -> Text:
+    """A status of a device or a command in its colour."""
+    return Text(safe(word), COLOURS.get(word.strip(), ""))
+
+
+def local(moment: str, form: str = "") -> str:
+    """An RFC 3339 time as the local clock shows it: by default hours to milliseconds."""
+    shown = datetime.fromisoformat(moment).astimezone()
+    return shown.strftime(form) if form else shown.time().isoformat("milliseconds")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

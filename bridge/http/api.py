@@ -14,6 +14,8 @@ from bridge.http import (
     presence,
     problems,
     registry,
+    rollouts,
+    schedules,
     session,
     stream,
     telemetry,
@@ -66,6 +68,8 @@ def build(context: Context) -> FastAPI:
     api.include_router(twins.routes(context))
     api.include_router(stream.routes(context))
     api.include_router(registry.routes(context))
+    api.include_router(rollouts.routes(context))
+    api.include_router(schedules.routes(context))
     api.include_router(tokens.routes(access.keyring, context.database))
     app.include_router(api)
     _describe(app)

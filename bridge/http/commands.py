@@ -20,7 +20,7 @@ from bridge.storage import commands as stored
 STORE_TIMEOUT: Final = 10.0
 """Seconds that a command may take to be stored before the caller is told that the database is not there."""
 
-CURSOR: Final = r"^\d+(\.\d+)?~[0-9A-Za-z]{1,64}$"
+CURSOR: Final = r"^\d+(\.\d+)?~[0-9A-Za-z-]{1,64}$"
 """A place in the list: a command's `created_at` in Unix seconds, and its id."""
 
 CommandId = Annotated[str, Path(max_length=64)]
@@ -50,10 +50,10 @@ def routes(context: Context) -> APIRouter:
         """Commands, the newest first: all, or of a device, in a status, of a rollout. `before` is the `next` of the
         page before."""
         wanted = stored.Wanted(device, status, rollout)
-        at, _, last = (before or "").partition("~")
-        cursor = (float(at), last) if before else None
-        found = await context.database.read(lambda connection: stored.list_commands(connection, wanted, limit, cursor))
-        following = f"{found[-1].created_at!r}~{found[-1].command_id}" if len(found) == limit else None
+        found = await context.database.read(
+            lambda connection: stored.list_commands(connection, wanted, limit, cursor(before))
+        )
+        following = next_cursor(found[-1].created_at, found[-1].command_id) if len(found) == limit else None
         return models.CommandPage(commands=[models.CommandView.of(command) for command in found], next=following)
 
     @api.post("/commands/{command_id}/cancel")
@@ -96,6 +96,19 @@ def routes(context: Context) -> APIRouter:
                 await asyncio.wait([news], timeout=deadline - loop.time())
 
     return api
+
+
+def cursor(before: str | None) -> tuple[float, str] | None:
+    """The time and the id in `before`, which CURSOR has let through."""
+    if before is None:
+        return None
+    at, _, last = before.partition("~")
+    return float(at), last
+
+
+def next_cursor(created_at: float, last_id: str) -> str:
+    """The `next` of a page that ends there."""
+    return f"{created_at!r}~{last_id}"
 
 
 @asynccontextmanager

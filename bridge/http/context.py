@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.agents.registry import Registry
+from bridge.agents.rollouts import Rollouts
 from bridge.agents.router import Router
+from bridge.agents.schedules import Schedules
 from bridge.agents.services import Services
 from bridge.http.access import Access
 from bridge.http.audit import Audit
@@ -24,6 +26,8 @@ class Context:
 
     router: Router
     registry: Registry
+    rollouts: Rollouts
+    schedules: Schedules
     services: Services
     database: Database
     ledger: Ledger

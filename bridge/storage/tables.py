@@ -201,6 +201,55 @@ commands: Final = Table(
     Index("commands_rollout_id_status", "rollout_id", "status"),
 )
 
+rollouts: Final = Table(
+    "rollouts",
+    metadata,
+    Column("rollout_id", Text, primary_key=True),
+    Column("key", Text, nullable=False),
+    # What is sent to whom, and how many at a time.
+    Column("what", JSON, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    # All devices up to and including this one have their command, or are counted as refused.
+    Column("cursor", Text, nullable=False),
+    Column("refused", BigInteger, nullable=False),
+    UniqueConstraint("key"),
+    Index("rollouts_status_created_at", "status", "created_at"),
+    Index("rollouts_created_at", "created_at"),
+)
+
+schedules: Final = Table(
+    "schedules",
+    metadata,
+    Column("schedule_id", Text, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("what", JSON, nullable=False),
+    Column("at", Double),
+    Column("cron", Text),
+    Column("tz", Text, nullable=False),
+    Column("grace", Double, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("next_at", Double),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    UniqueConstraint("key"),
+    Index("schedules_status_next_at", "status", "next_at"),
+    Index("schedules_created_at", "created_at"),
+)
+
+schedule_runs: Final = Table(
+    "schedule_runs",
+    metadata,
+    Column("schedule_id", Text, primary_key=True),
+    Column("due_at", Double, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
 command_events: Final = Table(
     "command_events",
     metadata,

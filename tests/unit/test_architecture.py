@@ -23,6 +23,7 @@ ONLY_IN = {
     "aiosqlite": ("bridge.storage",),
     "asyncpg": ("bridge.storage",),
     "tenacity": ("bridge.storage",),
+    "cronsim": ("bridge.schedule",),
     "pydantic_settings": ("bridge.settings",),
 }
 """A library → the only rooms that import it: what must be looked at when that library changes."""
