@@ -14,6 +14,7 @@ from bridge.agents.services import Services
 from bridge.errors import RefusedError, StorageError, StorageUnavailableError
 from bridge.messages import Message
 from bridge.receipts import Outcome
+from bridge.storage.devices import DeviceSnapshot
 
 log = structlog.get_logger(__name__)
 
@@ -30,8 +31,8 @@ class Cell:
     """One device's mailbox and coroutine.
 
     Control (links, timers, what became of a stored change) goes before data (messages), and one item is handled at a
-    time. A cell that has nothing to do first keeps its coroutine waiting (awake), after `sleep_after` ends it
-    (asleep), and after `evict_after` leaves memory (cold) when nothing of it would be lost.
+    time. A cell that has nothing to do first keeps its coroutine waiting (awake), and after `sleep_after` ends it
+    (asleep). When nothing of it would be lost then, the cell is given up for the bare state (see `Sleepers`).
 
     What is wrong with one device's messages, or raised while they are handled, concerns this device alone: the message
     becomes a dead letter, no other device notices. Device logic has a task of its own (see `logic.Logic`), which this
@@ -39,15 +40,22 @@ class Cell:
     """
 
     __slots__ = (
-        "_control", "_data", "_device", "_forget", "_next_tick", "_services", "_task", "_used_at",
+        "_control", "_data", "_device", "_give_up", "_next_tick", "_services", "_task", "_used_at",
         "_waker", "device_id",
     )  # fmt: skip
 
-    def __init__(self, device_id: str, services: Services, forget: Callable[[Cell], None]) -> None:
-        """`forget` is called when the cell wants to leave memory."""
+    def __init__(
+        self,
+        device_id: str,
+        services: Services,
+        give_up: Callable[[Cell, DeviceSnapshot], None],
+        snapshot: DeviceSnapshot | None = None,
+    ) -> None:
+        """`give_up` is called when the device's state is all that need be kept. Without a `snapshot` the state is
+        loaded when there is something to do."""
         self.device_id = device_id
         self._services = services
-        self._forget = forget
+        self._give_up = give_up
         self._device: Device | None = None
         # Lists that are swapped out whole: an empty one is a tenth of an empty deque, and ten thousand cells have two.
         self._control: list[Control] = []
@@ -58,6 +66,8 @@ class Cell:
         # Monotonic: when the wheel will call at the earliest; infinity while it is not going to.
         self._next_tick = float("inf")
         self._tick_after(services.rules.sleep_after)
+        if snapshot is not None:
+            self._device = Device(device_id, snapshot, services, self)
 
     # ------------------------------------------------------------------ from outside
 
@@ -136,6 +146,7 @@ class Cell:
                 waker.set_result(None)
         elif self._task is None:
             self._task = self._services.loop.create_task(self._run())
+            self._services.census.awake += 1
 
     def _sleep(self) -> None:
         if self._waker is not None:
@@ -168,6 +179,7 @@ class Cell:
         finally:
             self._waker = None
             self._task = None
+            self._services.census.awake -= 1
             if self._control or self._data:
                 self._wake()  # posted between the last look and here
 
@@ -239,23 +251,24 @@ class Cell:
             idle_for = now - self._used_at
             if due <= now:
                 self.tell(Device.tick)  # and that sets the next timer
-            elif self.idle and idle_for >= rules.evict_after and device.forgettable:
-                self._evict(device)
             elif self.idle and idle_for >= rules.sleep_after:
                 self._sleep()
+                if device.forgettable:
+                    self._retire(device)
             if due > now:
                 delay = min(delay, due - now)
         self._tick_after(delay)
 
-    def _evict(self, device: Device) -> None:
+    def _retire(self, device: Device) -> None:
         used_at = self._used_at
 
         def committed(barrier: asyncio.Future[None]) -> None:
             if barrier.cancelled() or barrier.exception() is not None:
                 return  # the writer stops, and so do we
-            if self.idle and self._used_at == used_at and device.forgettable:
-                self._next_tick = float("inf")
-                self._forget(self)
+            if self.idle and self._used_at == used_at and device.forgettable and self._next_tick != float("inf"):
+                self._next_tick = float("inf")  # whatever timer is left finds nothing to do
+                self._give_up(self, device.snapshot())
 
-        # What was handed to the writer must be stored before the next message may read it back.
+        # What was handed to the writer must be stored before anybody may read it back, and its answers come to this
+        # cell (a command that is stored but not in the book yet).
         self._services.writer.barrier().add_done_callback(committed)

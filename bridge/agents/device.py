@@ -341,6 +341,7 @@ class Device:
             epoch=presence.epoch,
             state=msgspec.json.encode(state).decode(),
             admission=self.admission.value,
+            twin_version=0 if self._twin is None else self._twin.version,
         )
 
     def save(self) -> None:

@@ -15,19 +15,24 @@ from bridge.agents.book import Accepted
 from bridge.agents.cell import Cell
 from bridge.agents.device import Device
 from bridge.agents.services import Services
+from bridge.agents.sleepers import Sleepers
 from bridge.commands import Command, CommandRequest
 from bridge.errors import RefusedError, StorageError, StorageUnavailableError
 from bridge.messages import Link, Message
 from bridge.presence import Status
 from bridge.receipts import Receipt
+from bridge.registry import Admission
 from bridge.storage import commands as stored_commands
 from bridge.storage import devices as stored_devices
 from bridge.storage import presence as stored_presence
 from bridge.storage.agents import waiting_for_time
+from bridge.storage.devices import DeviceSnapshot
 from bridge.twin import Patch, Twin
 
 log = structlog.get_logger(__name__)
 
+FORGOTTEN_TOGETHER: Final = 5_000
+"""States of sleeping agents that leave memory at the same time."""
 STOPPED_TOGETHER: Final = 100
 """Cells that are stopped at the same time at shutdown."""
 
@@ -39,6 +44,7 @@ class Router:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._cells: dict[str, Cell] = {}
+        self.sleepers: Final = Sleepers()
         self.on_relief: Callable[[], None] | None = None
         services.writer.on_relief = self._relieved
 
@@ -127,16 +133,20 @@ class Router:
         return self._cells.get(device_id) or self._new_cell(device_id)
 
     def tell(self, device_id: str, control: Callable[[Device], None]) -> None:
-        """Have a device's agent call `control`, if it is in memory: else it learns of everything when it is loaded."""
+        """Have a device's agent call `control`, if it is there: else it learns of everything when it is loaded."""
         cell = self._cells.get(device_id)
         if cell is not None:
             cell.tell(control)
+        else:
+            self.sleepers.take(device_id)
 
     def renew(self, device_id: str) -> None:
         """Have a device that is in memory loaded anew."""
         cell = self._cells.get(device_id)
         if cell is not None:
             cell.renew()
+        else:
+            self.sleepers.take(device_id)
 
     def find(self, device_id: str) -> Device | None:
         """The device if its agent is in memory."""
@@ -144,14 +154,21 @@ class Router:
         return None if cell is None else cell.device
 
     def activity(self) -> dict[str, int]:
-        """How many agents are awake (a coroutine waits) and asleep (in memory without one). Walks all cells."""
-        awake = sum(cell.awake for cell in self._cells.values())
-        return {"awake": awake, "asleep": len(self._cells) - awake}
+        """How many agents are awake (a coroutine waits), asleep (in memory without one) and cold (only stored)."""
+        census = self._services.census
+        present = len(self._cells) + len(self.sleepers)
+        return {
+            "awake": census.awake,
+            "asleep": present - census.awake,
+            # One whose state is being loaded is not counted as known before that.
+            "cold": max(0, census.devices.total() - present),
+        }
 
     async def start(self) -> None:
         """Take up where the last run ended: unfinished commands, and devices that were online when it did."""
         services = self._services
         services.wheel.start()
+        services.wheel.call_after(services.rules.evict_after, self._turn)
         await self._recover_presence()
         for command in await services.writer.submit(_open_commands):
             self.cell(command.device_id).tell(_restorer(command))
@@ -214,11 +231,25 @@ class Router:
         self.cell(device_id).tell(_build_agent)
 
     def _new_cell(self, device_id: str) -> Cell:
-        cell = self._cells[device_id] = Cell(device_id, self._services, self._forget)
+        snapshot = self.sleepers.take(device_id)
+        cell = self._cells[device_id] = Cell(device_id, self._services, self._give_up, snapshot)
         return cell
 
-    def _forget(self, cell: Cell) -> None:
+    def _give_up(self, cell: Cell, snapshot: DeviceSnapshot) -> None:
         del self._cells[cell.device_id]
+        if snapshot.admission != Admission.UNKNOWN.value:  # of a stranger nothing is kept, stored or not
+            self.sleepers.keep(snapshot)
+
+    def _turn(self) -> None:
+        """Some have slept for `evict_after`: they leave memory. (What they were is stored since they fell asleep.)"""
+        self.sleepers.turn()
+        self._forget_some()
+        self._services.wheel.call_after(self._services.rules.evict_after, self._turn)
+
+    def _forget_some(self) -> None:
+        # Not all at once: to free a million states takes longer than the event loop may be held up.
+        if self.sleepers.forget(FORGOTTEN_TOGETHER) == FORGOTTEN_TOGETHER:
+            self._services.wheel.call_after(0.0, self._forget_some)
 
 
 async def _open_commands(connection: AsyncConnection) -> list[Command]:

@@ -66,7 +66,7 @@ class Rules:
 class Census:
     """How many devices are in which status and how many commands reached which, kept as they change."""
 
-    __slots__ = ("commands", "devices", "pings", "refused", "restarts", "transitions", "twins")
+    __slots__ = ("awake", "commands", "devices", "pings", "refused", "restarts", "transitions", "twins")
 
     def __init__(self) -> None:
         self.devices: Counter[str] = Counter()
@@ -78,6 +78,8 @@ class Census:
         """Changes of twins by part, and patches of desired that were rejected."""
         self.transitions: Counter[str] = Counter()
         """Changes of presence by cause."""
+        self.awake = 0
+        """Agents with a coroutine."""
 
 
 @final

@@ -166,7 +166,8 @@ class Agent(Section):
     )
     sleep_after: Seconds = Field(60.0, description="Seconds without work after which an agent gives up its coroutine.")
     evict_after: Seconds = Field(
-        600.0, description="Seconds without work after which an agent leaves memory; at least sleep_after."
+        600.0,
+        description="Seconds of sleep after which an agent leaves memory (up to twice that); at least sleep_after.",
     )
     mailbox_limit: Count = Field(
         10_000,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import func, select
 
+from bridge.agents.cell import BUDGET
 from bridge.agents.services import Rules
 from bridge.commands import CommandRequest, CommandStatus
 from bridge.receipts import Outcome
@@ -84,7 +86,7 @@ async def test_a_silent_device_leaves_memory_and_comes_back_with_its_state(url: 
         receipt = built.receive("devices/d1/telemetry", b'{"v": 1}')
         await until(lambda: built.router.find("d1") is not None)
         await until(lambda: built.router.find("d1") is None)
-        assert built.router.activity() == {"awake": 0, "asleep": 0}
+        await until(lambda: built.router.activity() == {"awake": 0, "asleep": 0, "cold": 1})
         receipt = built.receive("devices/d1/telemetry", b'{"v": 2}')
         await until(lambda: receipt.outcome)
         device = built.router.find("d1")
@@ -95,12 +97,65 @@ async def test_a_silent_device_leaves_memory_and_comes_back_with_its_state(url: 
 async def test_a_sleeping_agent_wakes_for_a_message(url: str) -> None:
     async with house(url, Rules(sleep_after=0.05, snapshot_interval=0.05)) as built:
         built.receive("devices/d1/telemetry", b'{"v": 1}')
-        await until(lambda: built.router.activity() == {"awake": 0, "asleep": 1})
+        await until(lambda: built.router.activity() == {"awake": 0, "asleep": 1, "cold": 0})
         receipt = built.receive("devices/d1/telemetry", b'{"v": 2}')
         await until(lambda: receipt.outcome)
         device = built.router.find("d1")
         assert device is not None
         assert device.messages == 2
+
+
+async def test_a_sleeping_agent_is_made_again_without_asking_the_database(url: str) -> None:
+    async with house(url, Rules(sleep_after=0.05, evict_after=60.0, snapshot_interval=0.05)) as built:
+        first = built.receive("devices/d1/telemetry/a", b'{"v": 1}')
+        await until(lambda: first.outcome and len(built.router.sleepers) == 1)
+        queries = built.services.loader.queries
+        second = built.receive("devices/d1/telemetry/b", b'{"v": 2}')
+        device = built.router.find("d1")
+        assert device is not None
+        assert (device.messages, json.loads(device.streams["a"].payload)) == (1, {"v": 1})
+        await until(lambda: second.outcome)
+        assert device.messages == 2
+        assert built.services.loader.queries == queries
+
+
+async def test_a_device_does_not_sleep_while_a_command_for_it_is_being_stored(url: str) -> None:
+    """Else the command would be nobody's once it is stored."""
+    async with house(url, Rules(sleep_after=0.05, evict_after=0.05, snapshot_interval=0.05)) as built:
+        receipt = built.receive("devices/d1/telemetry", b'{"v": 1}')
+        await until(lambda: receipt.outcome)
+        async with built.database.transaction():
+            sent = asyncio.create_task(built.router.send("d1", CommandRequest("reboot"), "api"))
+            await asyncio.sleep(0.6)  # several times as long as a device stays awake
+            assert not sent.done()
+        command, created = await sent
+        assert created
+        device = built.router.find("d1")
+        assert device is not None
+        assert device.book.open == {command.command_id: command}
+
+
+async def test_one_agent_with_much_to_do_lets_the_others_go_first(url: str) -> None:
+    """After so many messages in a row it is the others' turn."""
+    async with house(url) as built:
+        warm = [built.receive(f"devices/{name}/telemetry", b"{}") for name in ("busy", "other")]
+        await until(lambda: all(receipt.outcome for receipt in warm))
+        busy, other = built.router.find("busy"), built.router.find("other")
+        assert busy is not None
+        assert other is not None
+        for _ in range(5_000):
+            built.receive("devices/busy/telemetry", b"{}")
+        built.receive("devices/other/telemetry", b"{}")
+        control: list[int] = []
+        built.router.cell("busy").tell(lambda device: control.append(device.messages))
+        for _ in range(1_000):
+            if other.messages == 2:
+                break
+            await asyncio.sleep(0)
+        assert other.messages == 2
+        assert busy.messages <= 1 + 2 * BUDGET
+        assert control == [1]  # control goes before data
+        await until(lambda: built.ledger.in_flight == 0)
 
 
 async def test_rubbish_becomes_a_dead_letter_the_device_is_told_and_the_next_reading_is_stored(url: str) -> None:
