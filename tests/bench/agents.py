@@ -44,6 +44,9 @@ AT_ONCE = 1000
 class _NoLoader:
     """Nobody has heard of any device."""
 
+    database = None
+    """Twins would be read from it; the devices here have none."""
+
     async def load(self, _device_id: str) -> DeviceSnapshot | None:
         return None
 
