@@ -35,6 +35,7 @@ from bridge.pulse import Pulse
 from bridge.receipts import Ledger
 from bridge.registry import Admission
 from bridge.settings import Settings
+from bridge.sinks.build import Plan, feeders
 from bridge.storage import migrate as schema
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
@@ -160,6 +161,7 @@ class Bridge:
         await self.writer.start()
         undo.push_async_callback(self.writer.stop, grace)
         self.rollups = Rollups(self.database, lambda: self.writer.congested)
+        self.sinks = feeders(_sinks(settings), self.database, time.time)
 
         topics = Topics(settings.topic_root)
         profiles = settings.complete_profiles()
@@ -204,6 +206,7 @@ class Bridge:
                 asyncio.create_task(part.run(), name=type(part).__name__.lower())
                 for part in (self.pulse, self.retention, self.rollups, self.rollouts, self.schedules)
             ),
+            *(asyncio.create_task(sink.run(), name=f"sink {sink.name}") for sink in self.sinks),
         ]
         for part in self.parts[2:]:
             undo.push_async_callback(_end, part)
@@ -285,6 +288,16 @@ class Bridge:
             "ledger": self.ledger.as_dict(),
             "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
         }
+
+
+def _sinks(settings: Settings) -> dict[str, Plan]:
+    return {
+        name: Plan(
+            **section.model_dump(exclude={"secret"}),
+            secret=None if section.secret is None else section.secret.get_secret_value(),
+        )
+        for name, section in settings.sinks.items()
+    }
 
 
 async def _end(part: asyncio.Task[Any]) -> None:

@@ -37,6 +37,23 @@ def install(bridge: Bridge) -> None:
     metrics.gauge("bridge_writer_pending", "Rows and changes that wait for a commit.", lambda: writer.pending)
     metrics.counter("bridge_writer_batches", "Committed batches.", lambda: writer.stats.batches)
     metrics.counter("bridge_writer_rows", "Committed rows.", lambda: writer.stats.rows)
+    sinks = bridge.sinks
+    metrics.gauges(
+        "bridge_sink_lag_seconds", "Age of the oldest record that waits for a sink.", "sink",
+        lambda: {sink.name: sink.lag for sink in sinks},
+    )  # fmt: skip
+    metrics.counters(
+        "bridge_sink_delivered", "Records that sinks have taken.", "sink",
+        lambda: {sink.name: sink.delivered for sink in sinks},
+    )  # fmt: skip
+    metrics.counters(
+        "bridge_sink_refused", "Records that sinks have refused for good.", "sink",
+        lambda: {sink.name: sink.refused for sink in sinks},
+    )  # fmt: skip
+    metrics.counters(
+        "bridge_sink_retries", "Deliveries that failed and were tried again.", "sink",
+        lambda: {sink.name: sink.retries for sink in sinks},
+    )  # fmt: skip
     metrics.counter("bridge_rollup_rows", "Committed rows that are rolled up.", lambda: bridge.rollups.rows)
     metrics.counter(
         "bridge_rollup_skipped", "Rows of which the database made no numbers.", lambda: bridge.rollups.skipped

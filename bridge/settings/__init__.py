@@ -34,6 +34,7 @@ from bridge.settings.sections import (
     TwinSection,
     Writer,
 )
+from bridge.settings.sinks import SinkSection
 from bridge.settings.sources import PREFIX
 
 __all__ = ["PREFIX", "Section", "Settings", "keys"]
@@ -73,6 +74,9 @@ class Settings(BaseSettings):
     log: Log = Log()
     profiles: dict[Annotated[str, Field(pattern=NAME)], ProfileSection] = Field(
         default_factory=dict, description="Kinds of devices: a table [profiles.NAME] for each."
+    )
+    sinks: dict[Annotated[str, Field(pattern=NAME)], SinkSection] = Field(
+        default_factory=dict, description="Who is passed what is committed: a table [sinks.NAME] for each."
     )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -15,6 +15,11 @@ def masked(key: str, value: Any) -> Any:
     may hold secrets that cannot be told from the rest."""
     if key == "mqtt.plugins" and isinstance(value, dict):
         return dict.fromkeys(value, MASK)
+    if key.startswith("sinks."):
+        name = key.rpartition(".")[2]
+        if name in ("secret", "options") and value:
+            return MASK
+        return re.sub(r"(://[^/:@]*):.*@", rf"\1:{MASK}@", value) if name == "url" and isinstance(value, str) else value
     if key == "database.url" and isinstance(value, str):
         # To the last @: a password may hold one that is not quoted.
         value = re.sub(r"(://[^/:@]*):.*@", rf"\1:{MASK}@", value)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Double,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -49,6 +50,12 @@ metadata: Final = MetaData(
         "pk": "%(table_name)s_pkey",
     }
 )
+
+
+def _number() -> Column[Any]:
+    """Given by the database, growing in the order of the commits (there is one connection that writes), never again."""
+    return Column("id", ROW_ID, Identity(), primary_key=True)
+
 
 devices: Final = Table(
     "devices",
@@ -253,12 +260,15 @@ schedule_runs: Final = Table(
 command_events: Final = Table(
     "command_events",
     metadata,
-    Column("command_id", Text, primary_key=True),
-    Column("seq", Integer, primary_key=True, autoincrement=False),
+    _number(),
+    Column("command_id", Text, nullable=False),
+    Column("seq", Integer, nullable=False),
     Column("status", Text, nullable=False),
     Column("at", Double, nullable=False),
     Column("cause", Text, nullable=False),
     Column("detail", Text),
+    UniqueConstraint("command_id", "seq"),
+    sqlite_autoincrement=True,
 )
 
 twins: Final = Table(
@@ -290,12 +300,15 @@ twin_history: Final = Table(
 presence: Final = Table(
     "presence",
     metadata,
-    Column("device_id", Text, primary_key=True),
-    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    _number(),
+    Column("device_id", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
     Column("status", Text, nullable=False),
     Column("cause", Text, nullable=False),
     Column("at", Double, nullable=False),
+    UniqueConstraint("device_id", "epoch"),
     Index("presence_at", "at"),
+    sqlite_autoincrement=True,
 )
 
 epoch_floor: Final = Table(

@@ -15,14 +15,14 @@ HOUSE = ROOT / "bridge"
 
 ONLY_IN = {
     "amqtt": ("bridge.broker",),
-    "aiomqtt": ("bridge.cli", "bridge.simulate"),
+    "aiomqtt": ("bridge.cli", "bridge.simulate", "bridge.sinks"),
     "fastapi": ("bridge.http",),
     "starlette": ("bridge.http",),
     "typer": ("bridge.cli",),
     "alembic": ("bridge.storage",),
     "aiosqlite": ("bridge.storage",),
     "asyncpg": ("bridge.storage",),
-    "tenacity": ("bridge.storage",),
+    "tenacity": ("bridge.sinks", "bridge.storage"),
     "cronsim": ("bridge.schedule",),
     "pydantic_settings": ("bridge.settings",),
 }

@@ -97,9 +97,8 @@ async def test_presence_rollups_and_finished_commands_by_age(
                 " error"
             )
             await witness.execute(f"INSERT INTO commands ({columns}) VALUES ({values})")
-            await witness.execute(
-                f"INSERT INTO command_events VALUES ('{status}{day}', 1, 'queued', {at}, 'api', NULL)"
-            )
+            event = f"('{status}{day}', 1, 'queued', {at}, 'api')"
+            await witness.execute(f"INSERT INTO command_events (command_id, seq, status, at, cause) VALUES {event}")
     await keeper(presence=9.5, minutes=4.5, commands=2.5).sweep()
     counts = {
         table: (await witness.rows(f"SELECT count(*) FROM {table}"))[0][0]
