@@ -247,6 +247,7 @@ def test_the_example_file_is_the_defaults() -> None:
         "mqtt.tls_key",
         "http.token",
         "profiles",
+        "sinks",
     }
 
 
