@@ -15,7 +15,6 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Double,
-    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -54,7 +53,7 @@ metadata: Final = MetaData(
 
 def _number() -> Column[Any]:
     """Given by the database, growing in the order of the commits (there is one connection that writes), never again."""
-    return Column("id", ROW_ID, Identity(), primary_key=True)
+    return Column("id", ROW_ID, primary_key=True)
 
 
 devices: Final = Table(
