@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, final
 
+from bridge.payloads import Format, to_json
+from bridge.readings import Reading, decode
+from bridge.schemas import EVERY_STREAM, Schema
+
 DEFAULT: Final = "default"
 """The profile of devices that have no other, and what every other profile falls back to."""
 
@@ -30,6 +34,23 @@ class Profile:
     command_retry_after: float = 10.0
     commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The commands that such a device knows: by name the JSON Schema of their arguments. It may know others."""
+    format: Format = Format.JSON
+    schemas: Mapping[str, Schema] = field(default_factory=dict)
+    """What readings must look like, by stream (`event/door` for events); `*` for all others."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether payloads are JSON and of any form."""
+        return self.format is Format.JSON and not self.schemas
+
+    def decode(self, payload: bytes, stream: str, received_at: float) -> Reading | list[Reading]:
+        """The readings of a payload, as `readings.decode` gives them. Raises RefusedError also for what is not in the
+        profile's format, or not as its schema has it (`schema`)."""
+        found = decode(to_json(payload, self.format), received_at)
+        schema = self.schemas.get(stream) or self.schemas.get(EVERY_STREAM)
+        if schema is not None:
+            schema.check(found)
+        return found
 
 
 @final

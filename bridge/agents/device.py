@@ -124,7 +124,11 @@ class Device:
 
     def _record(self, message: Message, stream: str) -> None:
         received_at = message.received_at
-        decoded = decode(message.payload, received_at)
+        profile = self.profile
+        if profile.plain:
+            decoded = decode(message.payload, received_at)
+        else:
+            decoded = profile.decode(message.payload, stream, received_at)
         if message.address.replay:
             decoded = numbered(decoded, message.address.replay)
         if self.logic is not None and self.logic.take(message, stream, decoded):

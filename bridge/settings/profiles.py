@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import Field
 
+from bridge.errors import SettingsError
+from bridge.payloads import Format
 from bridge.profiles import DEFAULT, Profile, Profiles
+from bridge.schemas import Schema
 from bridge.settings.sections import Count, Seconds, Section
 
 if TYPE_CHECKING:
@@ -49,6 +54,14 @@ class ProfileSection(Section):
         description="Commands that these devices know: by name the JSON Schema of the arguments, as"
         ' [profiles.freezer.commands.defrost.properties.minutes] type = "integer".',
     )
+    format: Format | None = Field(
+        None, description="How payloads are written: json, cbor, msgpack, or auto, which tells by the first byte."
+    )
+    json_schema: dict[str, Path] = Field(
+        default_factory=dict,
+        description='Files with the JSON Schema of readings, by stream ("event/door" for events, "*" for all others),'
+        ' as { default = "freezer.json" }; paths begin at the working directory.',
+    )
 
 
 def profiles_of(settings: Settings) -> Profiles:
@@ -83,4 +96,18 @@ def _complete(name: str, section: ProfileSection, default: ProfileSection, setti
         command_attempts=pick("command_attempts", command.attempts),
         command_retry_after=pick("command_retry_after", command.retry_after),
         commands=default.commands | section.commands,
+        format=pick("format", Format.JSON),
+        schemas={
+            stream: _schema(path, f"profiles.{name}.json_schema.{stream}")
+            for stream, path in (default.json_schema | section.json_schema).items()
+        },
     )
+
+
+def _schema(path: Path, key: str) -> Schema:
+    try:
+        return Schema(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise SettingsError(f"{key}: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"{key}: {path} is no JSON Schema: {str(error)[:500]}") from error

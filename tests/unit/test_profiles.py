@@ -119,3 +119,16 @@ def test_what_is_wrong_is_named(text: str, said: str) -> None:
 def test_variables_for_single_settings_of_a_profile_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRIDGE_PROFILES__FREEZER__PING_MISSES", "4")
     assert "there is no such setting" in refused("")
+
+
+def test_schemas_are_read_from_their_files() -> None:
+    Path("t.json").write_text('{"required": ["t"]}')
+    text = "[profiles.a]\nformat = 'cbor'\njson_schema = { default = 't.json' }\n"
+    profile = load(text).complete_profiles().get("a")
+    assert (profile.format, list(profile.schemas), profile.plain) == ("cbor", ["default"], False)
+    for content, said in ((None, "t.json cannot be read"), ("{", "no JSON Schema"), ('{"type": 5}', "no JSON Schema")):
+        Path("t.json").unlink(missing_ok=True)
+        if content is not None:
+            Path("t.json").write_text(content)
+        with pytest.raises(SettingsError, match=said):
+            load(text).complete_profiles()
