@@ -163,8 +163,12 @@ class Bridge:
         self.rollups = Rollups(self.database, lambda: self.writer.congested)
         self.sinks = feeders(_sinks(settings), self.database, time.time)
 
-        topics = Topics(settings.topic_root)
         profiles = settings.complete_profiles()
+        topics = Topics(
+            settings.topic_root,
+            [rule for profile in profiles for rule in profile.rules],
+            {profile.name: profile.requests for profile in profiles},
+        )
         self.services = Services(
             writer=self.writer,
             loader=DeviceLoader(self.database),

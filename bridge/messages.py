@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from bridge.receipts import Receipt
+
+if TYPE_CHECKING:
+    from bridge.mapping import Rule
 
 
 class Kind(enum.Enum):
@@ -19,6 +22,8 @@ class Kind(enum.Enum):
     PONG = "pong"
     DESIRED = "state/desired"
     REPORTED = "state/reported"
+    PRESENCE = "presence"
+    """What a foreign device says of itself, see `bridge.mapping`; of others the bridge says it."""
 
     @property
     def from_device(self) -> bool:
@@ -30,9 +35,11 @@ class Kind(enum.Enum):
 class Address:
     """Where a bridge topic leads: made once per topic and connection, then reused for every message."""
 
-    __slots__ = ("device_id", "from_device", "kind", "replay", "stream", "topic")
+    __slots__ = ("device_id", "from_device", "kind", "replay", "rule", "stream", "topic")
 
-    def __init__(self, topic: str, device_id: str, kind: Kind, stream: str = "", replay: str = "") -> None:
+    def __init__(
+        self, topic: str, device_id: str, kind: Kind, stream: str = "", replay: str = "", rule: Rule | None = None
+    ) -> None:
         self.topic = topic
         self.device_id = device_id
         self.kind = kind
@@ -42,6 +49,8 @@ class Address:
         """The telemetry stream or the kind of event; empty for the other kinds."""
         self.replay = replay
         """For a dead letter that is handed in again, what makes a second hand-over of it a duplicate; else empty."""
+        self.rule = rule
+        """How a foreign device's payload is to be read; None for the bridge's own topics."""
 
 
 @final

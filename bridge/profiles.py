@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, final
 
+from bridge.mapping import Request, Rule
 from bridge.payloads import Format, to_json
 from bridge.readings import Reading, decode
 from bridge.schemas import EVERY_STREAM, Schema
@@ -34,9 +35,17 @@ class Profile:
     command_retry_after: float = 10.0
     commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The commands that such a device knows: by name the JSON Schema of their arguments. It may know others."""
+    rules: tuple[Rule, ...] = ()
+    """What foreign topics mean."""
+    requests: Mapping[str, Request] = field(default_factory=dict)
+    """How foreign devices are sent commands: by the command's name, `*` for all others."""
     format: Format = Format.JSON
     schemas: Mapping[str, Schema] = field(default_factory=dict)
     """What readings must look like, by stream (`event/door` for events); `*` for all others."""
+
+    def request(self, name: str) -> Request | None:
+        """How a command is sent; None if in the bridge's own way."""
+        return self.requests.get(name) or self.requests.get("*")
 
     @property
     def plain(self) -> bool:

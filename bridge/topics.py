@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Final, final
 
 from bridge.errors import RefusedError
+from bridge.mapping import Request, Rule, find
 from bridge.messages import Address, Kind
 
 DEVICE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -24,12 +26,20 @@ def is_device_id(text: str) -> bool:
 
 @final
 class Topics:
-    """The topics below one root, for example `devices`."""
+    """The topics below one root, for example `devices`, and those of foreign devices that are mapped onto them."""
 
-    __slots__ = ("_prefix", "root")
+    __slots__ = ("_foreign", "_prefix", "_requests", "root")
 
-    def __init__(self, root: str = "devices") -> None:
+    def __init__(
+        self,
+        root: str = "devices",
+        foreign: Sequence[Rule] = (),
+        requests: Mapping[str, Mapping[str, Request]] | None = None,
+    ) -> None:
+        """`foreign`: what other topics mean. `requests`: by profile and command, how its devices are sent commands."""
         self.root = root
+        self._foreign = tuple(foreign)
+        self._requests = [request for some in (requests or {}).values() for request in some.values()]
         self._prefix = root + "/"
 
     def parse(self, topic: str) -> Address | None:
@@ -38,7 +48,7 @@ class Topics:
         Raises RefusedError when the topic means the bridge but names no possible device or stream.
         """
         if not topic.startswith(self._prefix):
-            return None
+            return self._parse_foreign(topic) if self._foreign else None
         device_id, _, rest = topic[len(self._prefix) :].partition("/")
         head, _, tail = rest.partition("/")
         match head, tail:
@@ -60,17 +70,21 @@ class Topics:
                 kind, stream = Kind.REPORTED, ""
             case _:
                 return None
-        if not is_device_id(device_id):
-            raise RefusedError(
-                "bad_device_id",
-                f"device id {device_id[:80]!r} in topic {topic[:200]!r}: use 1 to 64 of A-Z a-z 0-9 . _ : -",
-            )
+        _check_id(device_id, topic)
         if stream and STREAM.fullmatch(stream) is None:
             raise RefusedError(
                 "bad_stream",
                 f"stream {stream[:80]!r} in topic {topic[:200]!r}: use one level of 1 to 64 of A-Z a-z 0-9 . _ : -",
             )
         return Address(topic, device_id, kind, stream)
+
+    def _parse_foreign(self, topic: str) -> Address | None:
+        found = find(self._foreign, topic)
+        if found is None:
+            return None
+        rule, device_id = found
+        _check_id(device_id, topic)
+        return Address(topic, device_id, rule.kind, rule.stream, rule=rule)
 
     def below_root(self, topic: str) -> bool:
         """Whether a topic lies below the root, whatever it means there."""
@@ -95,8 +109,20 @@ class Topics:
             f"{base}/telemetry/#",
             f"{base}/event/+",
             *(f"{base}/{k.value}" for k in (Kind.RESPONSE, Kind.PONG, Kind.REPORTED)),
+            *(rule.topic_of(device_id) for rule in self._foreign),
         ]
 
     def device_may_subscribe(self, device_id: str) -> list[str]:
         """The filters that hold what a device may subscribe to: what is meant for it, or for all, under its own id."""
-        return [self.of(device_id, name) for name in (*_TO_DEVICE, *_TO_ALL)]
+        return [
+            *(self.of(device_id, name) for name in (*_TO_DEVICE, *_TO_ALL)),
+            *(request.filter_of(device_id) for request in self._requests),
+        ]
+
+
+def _check_id(device_id: str, topic: str) -> None:
+    if not is_device_id(device_id):
+        raise RefusedError(
+            "bad_device_id",
+            f"device id {device_id[:80]!r} in topic {topic[:200]!r}: use 1 to 64 of A-Z a-z 0-9 . _ : -",
+        )

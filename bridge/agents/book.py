@@ -14,7 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bridge.agents.services import Services
 from bridge.commands import PREDECESSORS, Command, CommandResponse, CommandStatus
 from bridge.errors import RefusedError
+from bridge.mapping import Request
 from bridge.messages import Message
+from bridge.profiles import Profile
 from bridge.receipts import Outcome, Receipt
 from bridge.storage import commands as stored
 
@@ -46,6 +48,7 @@ class Addressee(Protocol):
     """The device that the commands are for."""
 
     id: str
+    profile: Profile
 
     @property
     def listening(self) -> bool:
@@ -240,6 +243,9 @@ class CommandBook:
         if self._is_ours(command) and self.executor is not None:
             self.executor.execute(command)
             return
+        if (foreign := self._device.profile.request(command.name)) is not None:
+            self._hand_over_foreign(command, foreign)
+            return
         request = {
             "id": command.command_id,
             "name": command.name,
@@ -255,6 +261,24 @@ class CommandBook:
             on_ack=lambda: self._host.soon(partial(self._delivered, command)),
         )
 
+    def _hand_over_foreign(self, command: Command, request: Request) -> None:
+        try:
+            topic, payload = request.render(self._device.id, command.name, command.args)
+        except RefusedError as error:
+            self._advance(command, CommandStatus.FAILED, "mapping", error=str(error))
+            return
+        acknowledged = partial(self._delivered, command)
+        self._services.publish(
+            topic,
+            payload,
+            qos=1,
+            live_only=True,
+            expires_at=command.expires_at,
+            on_ack=(lambda: self._host.soon(acknowledged)) if request.answered else None,
+        )
+        if not request.answered:
+            self._advance(command, CommandStatus.SUCCEEDED, "sent")
+
     # ------------------------------------------------------------------ from the device
 
     def _delivered(self, command: Command) -> None:
@@ -266,6 +290,17 @@ class CommandBook:
         command = self.open.get(command_id)
         if command is not None and command.may_become(status):
             self._advance(command, status, "agent", result=result, error=error)
+
+    def answer_oldest(self, result: Any, error: str | None, message: Message) -> bool:
+        """Take the answer of a device that does not say what it answers: to the oldest request that was sent. False if
+        there is none."""
+        for command in self.open.values():
+            request = self._device.profile.request(command.name)
+            status = CommandStatus.SUCCEEDED if error is None else CommandStatus.FAILED
+            if request is not None and request.answered and command.may_become(status):
+                self._advance(command, status, "response", receipt=message.receipt, result=result, error=error)
+                return True
+        return False
 
     def answer(self, response: CommandResponse, message: Message) -> None:
         """Take a device's response. A late or second one is recorded with the command and changes nothing; one that

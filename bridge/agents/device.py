@@ -15,11 +15,15 @@ from bridge.agents.twin import DeviceTwin
 from bridge.agents.world import BridgeWorld
 from bridge.commands import Command, CommandRequest, decode_request, decode_response, new_command
 from bridge.errors import RefusedError
+from bridge.mapping import Rule, result_of
 from bridge.messages import Kind, Link, Message
 from bridge.presence import Presence, Status, Transition, decode_sleep
+from bridge.profiles import DEFAULT
 from bridge.readings import Reading, decode, numbered
+from bridge.receipts import Outcome
 from bridge.registry import Admission
 from bridge.storage.devices import DeviceSnapshot
+from bridge.storage.registry import set_profile
 from bridge.twin import Part
 
 ACCEPTED: Final = Admission.ACCEPTED
@@ -101,6 +105,9 @@ class Device:
         address = message.address
         if self.admission is not ACCEPTED:
             self.check_admission()
+        if address.rule is not None:
+            self._take_foreign(message, address.rule)
+            return
         if address.from_device:
             self.liveness.heard(message.received_at)
         match address.kind:
@@ -121,6 +128,32 @@ class Device:
                 self.twin.take(Part.DESIRED, message)
             case Kind.REPORTED:
                 self.twin.take(Part.REPORTED, message)
+
+    def _take_foreign(self, message: Message, rule: Rule) -> None:
+        """A message on a topic of the device's own: read it as the rule says."""
+        address = message.address
+        if self.profile.name == DEFAULT != rule.profile:
+            self._adopt(rule.profile)
+        if rule.kind is Kind.PRESENCE:
+            self.liveness.reported(message.received_at, there=rule.is_there(message.payload))
+            message.receipt.settle(Outcome.COMMITTED)
+            return
+        if address.from_device:
+            self.liveness.heard(message.received_at)
+        if rule.kind is Kind.RESPONSE:
+            result = result_of(message.payload)
+            if not self.book.answer_oldest(result, rule.failure(result), message):
+                # Nobody has asked: it tells what has happened at the device itself.
+                self._record(_with(message, msgspec.json.encode({"result": result})), "event/response")
+            return
+        stream = rule.stream if rule.kind is Kind.TELEMETRY else f"event/{rule.stream}"
+        self._record(_with(message, rule.readings(message.payload)), stream)
+
+    def _adopt(self, profile: str) -> None:
+        # A device of no special kind that speaks like one of a profile is of that.
+        self.profile = self._services.profiles.get(profile)
+        self.logic = self._new_logic()
+        self._services.writer.add_change(lambda connection: set_profile(connection, self.id, profile))
 
     def _record(self, message: Message, stream: str) -> None:
         received_at = message.received_at
@@ -363,3 +396,7 @@ class Device:
             return None
         agent_class, handlers = logic_class
         return Logic(agent_class, handlers, BridgeWorld(self, services, self._host), services.logic_rules)
+
+
+def _with(message: Message, payload: bytes) -> Message:
+    return Message(message.address, payload, message.received_at, message.receipt)

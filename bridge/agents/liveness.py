@@ -104,6 +104,10 @@ class Liveness:
         self._transition(self.presence.slept(at, seconds))
         self._host.call_before(self.next_check())
 
+    def reported(self, at: float, *, there: bool) -> None:
+        """A foreign device, or whoever speaks for it, says that it is there, or that it is not."""
+        self._transition(self.presence.heard(at, "reported") if there else self.presence.gone(at, "reported"))
+
     def take_pong(self, message: Message) -> None:
         """The device answers a ping. A pong whose `id` is that of no ping (it came late, or twice) is a sign of life
         like any other, and measures nothing. Raises RefusedError."""

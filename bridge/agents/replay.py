@@ -74,7 +74,14 @@ class Replay:
         address = self._services.topics.parse(letter.topic)
         if address is None:
             raise RefusedError("no_agent", f"{letter.topic[:200]!r} leads to no device's agent")
-        return Address(address.topic, address.device_id, address.kind, address.stream, f"dead-letter-{letter.id}")
+        return Address(
+            address.topic,
+            address.device_id,
+            address.kind,
+            address.stream,
+            f"dead-letter-{letter.id}",
+            address.rule,
+        )
 
 
 @final

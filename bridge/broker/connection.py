@@ -268,7 +268,8 @@ class Connection(Outbox):
             self.close("too_many_levels", str(error))
             return None
         if route.address is not None and route.address.from_device:
-            self.speak_for(route.address.device_id, listening=False)
+            rule = route.address.rule
+            self.speak_for(route.address.device_id, listening=rule is not None and rule.listens)
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
         self._routes[name] = route

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from bridge.errors import SettingsError
+from bridge.mapping import ID, Request, Rule
+from bridge.mapping import NAME as COMMAND
+from bridge.messages import Kind
 from bridge.payloads import Format
 from bridge.profiles import DEFAULT, Profile, Profiles
 from bridge.schemas import Schema
@@ -18,7 +21,67 @@ from bridge.settings.sections import Count, Seconds, Section
 if TYPE_CHECKING:
     from bridge.settings import Settings
 
+
+def _pattern(topic: str) -> str:
+    levels = topic.split("/")
+    rest = [level for level in levels if level not in (ID, COMMAND)]
+    if levels.count(ID) != 1 or any(set("+#%\0") & set(level) for level in rest):
+        raise ValueError(f"write {ID} as one level, once, and no wildcards")
+    return topic
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Stream = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+
 NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
+
+
+class TopicSection(Section):
+    """What foreign messages mean: one of telemetry, event, presence, response."""
+
+    telemetry: Stream | None = None
+    event: Stream | None = None
+    presence: dict[str, bool] | None = None
+    response: bool = False
+    fields: dict[str, str] = Field(default_factory=dict)
+    wrap: str = ""
+    state_field: str = ""
+    error_field: str = ""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum((self.telemetry is not None, self.event is not None, self.presence is not None, self.response)) != 1:
+            raise ValueError("say one of telemetry, event, presence, response")
+        return self
+
+    def rule(self, pattern: str, profile: str, *, listens: bool) -> Rule:
+        """What it says of the topics of a pattern."""
+        if self.telemetry is not None:
+            kind = Kind.TELEMETRY
+        elif self.event is not None:
+            kind = Kind.EVENT
+        else:
+            kind = Kind.PRESENCE if self.presence is not None else Kind.RESPONSE
+        return Rule(
+            pattern=pattern,
+            kind=kind,
+            profile=profile,
+            stream=self.telemetry or self.event or "",
+            fields=self.fields,
+            wrap=self.wrap,
+            states=self.presence or {},
+            state_field=self.state_field,
+            error_field=self.error_field,
+            listens=listens,
+        )
+
+
+class RequestSection(Section):
+    """How a command is sent to a foreign device."""
+
+    topic: Pattern
+    payload: str = "%args%"
+    answered: bool = False
 
 
 class ProfileSection(Section):
@@ -54,6 +117,16 @@ class ProfileSection(Section):
         description="Commands that these devices know: by name the JSON Schema of the arguments, as"
         ' [profiles.freezer.commands.defrost.properties.minutes] type = "integer".',
     )
+    topics: dict[Pattern, TopicSection] = Field(
+        default_factory=dict,
+        description="What the topics of foreign devices mean, by pattern, as"
+        ' "tele/%id%/SENSOR" = { telemetry = "default" }; see docs/profiles.md.',
+    )
+    requests: dict[str, RequestSection] = Field(
+        default_factory=dict,
+        description='How foreign devices are sent commands, by name ("*" for all others), as'
+        ' set = { topic = "zigbee2mqtt/%id%/set" }; see docs/profiles.md.',
+    )
     format: Format | None = Field(
         None, description="How payloads are written: json, cbor, msgpack, or auto, which tells by the first byte."
     )
@@ -83,7 +156,9 @@ def _complete(name: str, section: ProfileSection, default: ProfileSection, setti
         return otherwise
 
     command = settings.command
-    ping_interval = pick("ping_interval", settings.agent.ping_interval)
+    foreign = bool(section.topics)
+    # Foreign devices know nothing of our pings; and most acknowledge nothing, so what they are asked is asked once.
+    ping_interval = pick("ping_interval", 0.0 if foreign else settings.agent.ping_interval)
     return Profile(
         name=name,
         description=section.description,
@@ -93,9 +168,16 @@ def _complete(name: str, section: ProfileSection, default: ProfileSection, setti
         ping_misses=pick("ping_misses", settings.agent.ping_misses),
         command_ttl=pick("command_ttl", command.ttl),
         command_max_ttl=command.max_ttl,
-        command_attempts=pick("command_attempts", command.attempts),
+        command_attempts=pick("command_attempts", 1 if section.requests else command.attempts),
         command_retry_after=pick("command_retry_after", command.retry_after),
         commands=default.commands | section.commands,
+        rules=tuple(
+            rule.rule(pattern, name, listens=bool(section.requests)) for pattern, rule in section.topics.items()
+        ),
+        requests={
+            command: Request(request.topic, request.payload, request.answered)
+            for command, request in section.requests.items()
+        },
         format=pick("format", Format.JSON),
         schemas={
             stream: _schema(path, f"profiles.{name}.json_schema.{stream}")

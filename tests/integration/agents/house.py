@@ -62,7 +62,11 @@ class House:
         self.clock = clock
         self.writer = writer
         self.ledger = Ledger()
-        self.topics = Topics()
+        self.topics = Topics(
+            "devices",
+            [rule for profile in profiles or () for rule in profile.rules],
+            {profile.name: profile.requests for profile in profiles or ()},
+        )
         self.sent: list[Sent] = []
         self.services = Services(
             writer=writer,
@@ -99,7 +103,7 @@ class House:
         on_ack: Callable[[], None] | None = None,
     ) -> int:
         """Write it down."""
-        self.sent.append(Sent(topic, msgspec.json.decode(payload or b"null"), qos, retain, on_ack))
+        self.sent.append(Sent(topic, _body(payload), qos, retain, on_ack))
         return 1
 
     def receive(self, topic: str, payload: bytes, qos: int = 1) -> Receipt:
@@ -113,6 +117,13 @@ class House:
     def bodies(self, topic: str) -> list[Any]:
         """What was sent on a topic, oldest first."""
         return [sent.body for sent in self.sent if sent.topic == topic]
+
+
+def _body(payload: bytes) -> Any:
+    try:
+        return msgspec.json.decode(payload)
+    except msgspec.DecodeError:
+        return payload.decode()
 
 
 @asynccontextmanager
