@@ -47,8 +47,8 @@ from tests.integration.agents.house import House, Line
 
 T = TypeVar("T")
 S = CommandStatus
-EXAMPLES = int(os.environ.get("BRIDGE_TEST_MODEL", "12"))
-STEPS = 40
+EXAMPLES = int(os.environ.get("BRIDGE_TEST_MODEL", "4"))
+STEPS = 30
 DEVICES = ("d1", "d2")
 # Nothing happens in here but what the machine does: nobody is pinged, put to sleep or forgotten.
 RULES = Rules(ping_interval=1e9, sleep_after=1e9, evict_after=1e9, snapshot_interval=1e9)
