@@ -41,7 +41,8 @@ from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
 from bridge.storage.retention import Keep, Retention
 from bridge.storage.rollups import Rollups
-from bridge.storage.sessions import SessionStore
+from bridge.storage.sessions import SessionStore, unpack_changes
+from bridge.storage.spool import Spool
 from bridge.storage.writer import Writer
 from bridge.topics import Topics
 from bridge.twin import Limits
@@ -155,6 +156,9 @@ class Bridge:
             batch_rows=settings.writer.batch_rows,
             batch_wait=settings.writer.batch_wait,
             capacity=settings.writer.capacity,
+            patience=settings.writer.patience,
+            spool=await self._open_spool(undo),
+            spool_after=settings.spool.after,
         )
         self.retention = Retention(self.database, Keep(**settings.retention.model_dump()), time.time)
         await self.retention.prepare()
@@ -229,6 +233,27 @@ class Bridge:
             schema=self.schema,
         )
 
+    async def _open_spool(self, undo: contextlib.AsyncExitStack) -> Spool | None:
+        settings = self.settings.spool
+        if not settings.enabled:
+            return None
+        spool = await Spool.open(
+            self.settings.data_dir / "spool.db",
+            max_bytes=settings.max_bytes,
+            drop_oldest=settings.at_limit == "drop_oldest",
+            unpack={"sessions": unpack_changes},
+            clock=time.time,
+        )
+        undo.push_async_callback(spool.close)
+        return spool
+
+    def degraded(self) -> str | None:
+        """Why the database does not get what is received, although it is taken; None while all is well."""
+        diversion = self.writer.diversion
+        if diversion is None or not diversion.active or diversion.stuck or self.writer.congested:
+            return None
+        return f"{diversion.spool.rows:,} rows wait in the spool: {diversion.reason}"
+
     def _http_context(self) -> Context:
         http = self.settings.http
         token = http.token.get_secret_value() if http.token is not None else None
@@ -254,7 +279,9 @@ class Bridge:
                 "database": self._check_database,
                 "broker": self._check_broker,
                 "migrations": self._check_schema,
+                "spool": self._check_spool,
             },
+            degraded=self.degraded,
             access=access,
             audit=Audit(self.writer, http.audit_lines, time.time),
             # Where a token is needed nothing is gained by another name: a browser has no cookie for it.
@@ -272,6 +299,10 @@ class Bridge:
         except BridgeError as error:
             return str(error)
         return None
+
+    async def _check_spool(self) -> str | None:
+        diversion = self.writer.diversion
+        return diversion.stuck or None if diversion is not None and diversion.active else None
 
     async def _check_broker(self) -> str | None:
         return None if self.broker.accepting else "does not accept connections"

@@ -61,6 +61,7 @@ def install(bridge: Bridge) -> None:
     metrics.counters(
         "bridge_rows_pruned", "Rows deleted because of their age.", "table", lambda: bridge.retention.deleted
     )
+    _spool(bridge)
     metrics.gauges(
         "bridge_loop_lag_seconds", "How late the event loop was in the last minute.", "quantile",
         lambda: {"0.5": bridge.pulse.lag(0.5), "0.99": bridge.pulse.lag(0.99)},
@@ -78,3 +79,22 @@ def install(bridge: Bridge) -> None:
         "reason",
         lambda: bridge.broker.stats.dropped,
     )
+
+
+def _spool(bridge: Bridge) -> None:
+    diversion = bridge.writer.diversion
+    if diversion is None:
+        return
+    metrics, spool, now = bridge.metrics, diversion.spool, bridge.services.clock
+    metrics.gauge("bridge_spool_rows", "Rows and changes that wait in the spool.", lambda: spool.rows)
+    metrics.gauge("bridge_spool_bytes", "Size of what waits in the spool.", lambda: spool.bytes)
+    metrics.gauge(
+        "bridge_spool_age_seconds",
+        "For how long the oldest has waited in the spool.",
+        lambda: 0.0 if spool.oldest is None else max(0.0, now() - spool.oldest),
+    )
+    metrics.gauge("bridge_spool_active", "1 while rows go into the spool.", lambda: int(diversion.active))
+    metrics.counter("bridge_spool_begun", "How often rows began to go into the spool.", lambda: diversion.begun)
+    metrics.counter("bridge_spool_appended_rows", "Rows and changes put into the spool.", lambda: spool.appended)
+    metrics.counter("bridge_spool_forwarded_rows", "Rows and changes taken to the database.", lambda: spool.forwarded)
+    metrics.counter("bridge_spool_dropped_readings", "Readings dropped at the spool's limit.", lambda: spool.dropped)

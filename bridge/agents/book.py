@@ -341,7 +341,7 @@ class CommandBook:
         def failed(_error: BaseException) -> None:
             message.receipt.settle(Outcome.RETRY)
 
-        self._then(services.writer.submit(record), recorded, failed)
+        self._then(services.writer.submit(record, patient=True), recorded, failed)
 
     # ------------------------------------------------------------------ time
 
@@ -384,6 +384,7 @@ class CommandBook:
         """Store a change of status; once it is committed, publish it and call `then`; `failed` if it cannot be."""
         now = self._services.clock()
         # From here on the book goes by the new status; the database decides whether it becomes one.
+        before = command.status
         command.status = status
         command.updated_at = now
         command.result = result
@@ -409,6 +410,8 @@ class CommandBook:
                 then()
 
         def not_stored(problem: BaseException) -> None:
+            if command.status is status:
+                command.status = before  # so that what asked for the change can ask again
             log.error(
                 "command status could not be stored",
                 command=command.command_id,
@@ -418,7 +421,7 @@ class CommandBook:
             if failed is not None:
                 failed(problem)
 
-        self._then(self._services.writer.submit(update, receipt), updated, not_stored)
+        self._then(self._services.writer.submit(update, receipt, patient=True), updated, not_stored)
 
     def _announce(
         self, command: Command, cause: str, status: CommandStatus | None = None, at: float | None = None

@@ -12,7 +12,8 @@ from bridge.agents.device import Device
 from bridge.agents.logic import Logic
 from bridge.agents.services import Services
 from bridge.errors import RefusedError, StorageError, StorageUnavailableError
-from bridge.messages import Message
+from bridge.messages import Kind, Message
+from bridge.readings import Reading, decode
 from bridge.receipts import Outcome
 from bridge.storage.devices import DeviceSnapshot
 
@@ -22,6 +23,8 @@ BUDGET: Final = 256
 """Messages that one agent may handle before the loop is given to the others."""
 LOAD_RETRY: Final = 1.0
 """Seconds between two tries to load a device's state while the database is away."""
+LOAD_WITHIN: Final = 0.5
+"""Seconds that a device's messages wait for its state while the database is known to be away."""
 
 Control = Callable[[Device], None]
 
@@ -214,15 +217,51 @@ class Cell:
     async def _load(self) -> Device:
         while True:
             try:
-                snapshot = await self._services.loader.load(self.device_id)
-            except StorageUnavailableError:
-                await asyncio.sleep(LOAD_RETRY)
+                async with asyncio.timeout(LOAD_WITHIN if self._services.writer.diverting else None):
+                    snapshot = await self._services.loader.load(self.device_id)
+            except (StorageUnavailableError, TimeoutError):
+                self._do_without()
+                await self._woken_within(LOAD_RETRY)
             except StorageError:
                 log.exception("the device's stored state cannot be read; trying again", device=self.device_id)
                 await asyncio.sleep(LOAD_RETRY)
             else:
                 self._device = device = Device(self.device_id, snapshot, self._services, self)
                 return device
+
+    def _do_without(self) -> None:
+        """The device's state cannot be had. What needs none of it goes on: readings and events are stored, uncounted;
+        operators are told that their wish cannot be stored."""
+        if not self._services.writer.diverting or self._services.logic_classes:
+            return
+        overdue = self._services.clock() - self._services.writer.patience
+        messages, self._data = self._data, []
+        for message in messages:
+            kind = message.address.kind
+            if kind in (Kind.TELEMETRY, Kind.EVENT) and not message.address.replay:
+                try:
+                    self._record(message)
+                except RefusedError as error:
+                    self._services.refuse_message(message, error.reason, str(error))
+            elif not kind.from_device and message.received_at < overdue:
+                message.receipt.settle(Outcome.RETRY)
+            else:
+                self._data.append(message)
+
+    def _record(self, message: Message) -> None:
+        address = message.address
+        stream = address.stream if address.kind is Kind.TELEMETRY else "event/" + address.stream
+        decoded = decode(message.payload, message.received_at)
+        readings = [decoded] if isinstance(decoded, Reading) else decoded
+        rows = [(self.device_id, stream, r.ts, message.received_at, r.message_id, r.payload) for r in readings]
+        self._services.writer.add_readings(rows, message.receipt)
+
+    async def _woken_within(self, seconds: float) -> None:
+        self._waker = waker = self._services.loop.create_future()
+        try:
+            await asyncio.wait({waker}, timeout=seconds)
+        finally:
+            self._waker = None
 
     # ------------------------------------------------------------------ time
 

@@ -35,6 +35,8 @@ class Context:
     summary: Callable[[], Mapping[str, Any]]
     checks: Mapping[str, Check]
     """What must be right to be ready: each returns None, or what is wrong."""
+    degraded: Callable[[], str | None]
+    """Why the database may be away and the bridge ready all the same; None unless what is received is spooled."""
     access: Access
     audit: Audit
     hosts: tuple[str, ...] | None

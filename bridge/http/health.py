@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
@@ -24,14 +25,19 @@ def routes(context: Context) -> APIRouter:
 
     @api.get("/readyz", responses={503: {"description": "Not ready; the checks say why."}})
     async def readyz() -> JSONResponse:
-        """Database, broker and schema are as they must be."""
+        """Database, broker and schema are as they must be; or `degraded`: what is received is acknowledged, and waits
+        on the local disk until the database is as it must be."""
         answers = await asyncio.gather(*(check() for check in context.checks.values()))
-        faults = dict(zip(context.checks, answers, strict=True))
-        ready = not any(answers)
-        body = {
-            "status": "ready" if ready else "not ready",
-            "checks": {name: fault or "ok" for name, fault in faults.items()},
+        faults = {name: fault for name, fault in zip(context.checks, answers, strict=True) if fault}
+        reason = context.degraded()
+        # While rows are spooled nobody who sends any needs the database.
+        ready = not (faults.keys() - {"database"} if reason else faults)
+        body: dict[str, Any] = {
+            "status": ("degraded" if reason else "ready") if ready else "not ready",
+            "checks": {name: faults.get(name) or "ok" for name in context.checks},
         }
+        if reason:
+            body["reason"] = reason
         return JSONResponse(body, status_code=200 if ready else 503)
 
     guarded = [] if context.metrics_open else [Depends(guard(context.access))]

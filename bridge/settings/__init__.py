@@ -31,6 +31,7 @@ from bridge.settings.sections import (
     Retention,
     Seconds,
     Section,
+    Spool,
     TwinSection,
     Writer,
 )
@@ -66,6 +67,7 @@ class Settings(BaseSettings):
     http: Http = Http()
     database: DatabaseSection = DatabaseSection()
     writer: Writer = Writer()
+    spool: Spool = Spool()
     agent: Agent = Agent()
     command: CommandSection = CommandSection()
     twin: TwinSection = TwinSection()

@@ -151,6 +151,26 @@ class Writer(Section):
     capacity: Count = Field(
         50_000, description="Rows that may wait for a commit; then connections are not read until there is room."
     )
+    patience: Seconds = Field(
+        10.0, description="Seconds that a command or another change waits for the database until it is refused."
+    )
+
+
+class Spool(Section):
+    """Where rows go while the database is away or slow: a file in the data directory."""
+
+    enabled: bool = Field(
+        True, description="Whether there is one; without it nothing is acknowledged while the database is away."
+    )
+    after: Seconds = Field(2.0, description="Seconds that a commit may take until rows go into the spool instead.")
+    max_bytes: int = Field(
+        1_073_741_824, ge=1_048_576, description="Bytes that it may hold; at that the next setting applies."
+    )
+    at_limit: Literal["stop", "drop_oldest"] = Field(
+        "stop",
+        description="`stop`: connections are not read until there is room, and nothing is lost."
+        " `drop_oldest`: the oldest readings are dropped and counted, although they were acknowledged.",
+    )
 
 
 class Agent(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, Self, final
 
 import structlog
 from sqlalchemy import select
@@ -80,14 +80,34 @@ class Letter(Work):
         self.row_id = row_id
         self.values = letter.values(row_id)
 
+    @classmethod
+    def stored(cls, values: tuple[Any, ...]) -> Self:
+        """A dead letter from its row."""
+        letter = cls.__new__(cls)
+        Work.__init__(letter)
+        letter.row_id = values[0]
+        letter.values = values
+        return letter
+
+
+class Packable(Protocol):
+    """What a change will do, as data: done twice in the same place of the order, it is done once."""
+
+    @property
+    def kind(self) -> str:
+        """Names the way back (see `packing`)."""
+
+    def pack(self) -> bytes:
+        """The data."""
+
 
 @final
 class Change(Work):
-    """Free statements. `letter` is kept instead if the database refuses them.
+    """Free statements. `letter` is kept instead if the database refuses them. `packable`: they can be spooled.
 
     The readings of one message and an agent's state may belong to it: all of it is stored, or nothing."""
 
-    __slots__ = ("agent", "future", "letter", "readings", "result", "run", "size")
+    __slots__ = ("agent", "future", "letter", "packable", "patient", "readings", "result", "run", "size")
 
     def __init__(
         self,
@@ -97,8 +117,13 @@ class Change(Work):
         future: asyncio.Future[Any],
         readings: int = 0,
         agent: AgentState | None = None,
+        packable: Packable | None = None,
+        patient: bool = True,
     ) -> None:
         super().__init__(receipt)
+        self.packable = packable
+        self.patient = patient
+        """Whether it waits for the database however long that is away."""
         self.run = run
         self.letter = letter
         self.future = future
@@ -211,15 +236,8 @@ class Batch:
         position = sum(_readings(entry) for entry in self.order[:start]) * WIDTH
         for entry in self.order[start:stop]:
             length = _readings(entry) * WIDTH
-            part.rows += self.rows[position : position + length]
+            part.take(entry, self.rows[position : position + length])
             position += length
-            if isinstance(entry, Work):
-                part.add(entry)
-            else:
-                part.order.append(entry)
-                part.size += 1
-                if entry is not None and entry.once is not None:
-                    part.once += entry.once
         return part
 
     async def bury(self, connection: AsyncConnection, letter: DeadLetter, row_id: int) -> None:
@@ -288,13 +306,40 @@ class Batch:
     def abandon(self, error: Exception) -> None:
         """Nobody will commit this: leave every message with its sender."""
         for entry in self.order:
-            receipt = entry.receipt if isinstance(entry, Work) else entry
-            if isinstance(entry, Change) and not entry.future.done():
-                entry.future.set_exception(error)
-            if receipt is not None and receipt.outcome is None:
-                _settle(receipt, Outcome.RETRY)
-        for then in self.then:
+            _give_up(entry, error)
+        self.release(error)
+
+    def release(self, error: Exception | None) -> None:
+        """Call those who wait for this batch."""
+        waiting, self.then = self.then, []
+        for then in waiting:
             then(error)
+
+    def withdraw(self, which: Callable[[Change], bool], error: Exception) -> None:
+        """Take free changes out, with the readings of their messages: who waits for them gets `error`, and their
+        messages stay with their senders. What is being stored at this moment is still stored."""
+        kept = Batch()
+        position = 0
+        for entry in self.order:
+            length = _readings(entry) * WIDTH
+            if isinstance(entry, Change) and which(entry):
+                _give_up(entry, error)
+            else:
+                kept.take(entry, self.rows[position : position + length])
+            position += length
+        # New lists, as the old ones may just be looped over. The size stays: the lane has counted it.
+        self.rows, self.order, self.work, self.once = kept.rows, kept.order, kept.work, kept.once
+
+    def take(self, entry: Entry, rows: list[Any]) -> None:
+        """Take over an entry of another batch with its readings."""
+        self.rows += rows
+        if isinstance(entry, Work):
+            self.add(entry)
+            return
+        self.order.append(entry)
+        self.size += 1
+        if entry is not None and entry.once is not None:
+            self.once += entry.once
 
 
 def _device_row(device: DeviceSnapshot) -> tuple[Any, ...]:
@@ -313,6 +358,16 @@ def _device_row(device: DeviceSnapshot) -> tuple[Any, ...]:
 
 def _readings(entry: Entry) -> int:
     return entry.readings if isinstance(entry, Work) else 1
+
+
+def _give_up(entry: Entry, error: Exception) -> None:
+    receipt = entry.receipt if isinstance(entry, Work) else entry
+    if isinstance(entry, Change) and not entry.future.done():
+        entry.future.set_exception(error)
+    if receipt is not None and receipt.outcome is None:
+        _settle(receipt, Outcome.RETRY)
+    if isinstance(entry, Work):
+        entry.receipt = None  # it may be in a transaction all the same, and must not be settled again
 
 
 def _settle(receipt: Receipt, outcome: Outcome) -> None:

@@ -83,6 +83,26 @@ class Lane:
         """The first batch is committed."""
         self._waiting -= self._closed.popleft().size
 
+    def waiting(self) -> list[Batch]:
+        """Everything that is here, as closed batches that stay here until they are `done`."""
+        if self.open.size:
+            self.close()
+        return list(self._closed)
+
+    def give_up(self, before: float, error: Exception) -> None:
+        """Withdraw the impatient changes of batches opened before that time; forget batches of which nothing is left,
+        except for the first one, which may just be being committed."""
+        if self.open.size and self.open.opened_at < before:
+            self.close()
+        for batch in list(self._closed):
+            if batch.opened_at >= before:
+                break
+            batch.withdraw(lambda change: not change.patient, error)
+            if not batch.order and batch is not self._closed[0]:
+                self._closed.remove(batch)
+                self._waiting -= batch.size
+                batch.release(None)
+
     def after_all(self, then: Callable[[Exception | None], None]) -> bool:
         """Have `then` called when all that is here now is committed, with the error if it will not be. False, and no
         call, if there is nothing."""

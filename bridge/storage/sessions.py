@@ -7,9 +7,9 @@ undone before the batch is full (a message that is stored and acknowledged at on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol, final
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, final
 
 import msgspec
 from sqlalchemy import Table, bindparam, delete, select, tuple_, update
@@ -76,8 +76,9 @@ Key = tuple[str, int]
 
 @dataclass(slots=True)
 class _Changes:
-    """What has changed while one batch was filled. What is undone in here leaves no trace."""
+    """What has changed while one batch was filled. What is undone in here leaves no trace. Implements `Packable`."""
 
+    kind: ClassVar[str] = "sessions"
     ended: set[str] = field(default_factory=set)
     saved: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     released: set[Key] = field(default_factory=set)
@@ -87,6 +88,10 @@ class _Changes:
     removed: set[Key] = field(default_factory=set)
     retained: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     cleared: set[str] = field(default_factory=set)
+
+    def pack(self) -> bytes:
+        """All of it as bytes, for the spool."""
+        return msgspec.msgpack.encode(self)
 
     async def execute(self, connection: AsyncConnection) -> None:
         """May be called more than once: the effect is the same."""
@@ -247,7 +252,7 @@ class SessionStore:
         if stored is None or self._batch_number != self._writer.batch_number:
             self._changes = _Changes()
             self._batch_number = self._writer.batch_number
-            self._stored = stored = self._writer.add_change(self._changes.execute)
+            self._stored = stored = self._writer.add_change(self._changes.execute, packable=self._changes)
             stored.add_done_callback(self._finished)
         return self._changes, stored
 
@@ -256,6 +261,11 @@ class SessionStore:
             self._stored = None
         if not stored.cancelled():
             stored.exception()  # whoever waits for it has been told; nobody need have waited
+
+
+def unpack_changes(data: bytes) -> Callable[[AsyncConnection], Awaitable[None]]:
+    """What was spooled of the store's changes, to be executed."""
+    return msgspec.msgpack.decode(data, type=_Changes).execute
 
 
 async def _load(connection: AsyncConnection) -> Kept:

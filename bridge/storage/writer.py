@@ -7,6 +7,10 @@ There are two lanes. Rows (readings, snapshots, presence, dead letters), and cha
 go the one way; free changes (commands, twins, the registry) go the other, and overtake the rows that wait: an operator
 does not wait for what the sensors have sent before. Each lane is committed in hand-over order. Neither starves the
 other: while both have something, they take turns, and a commit of either is kept short (see `Pace`).
+
+With a spool nobody who sends readings notices that the database is away or slow: a commit of rows that fails or takes
+too long is given up, and rows are settled when they are in the spool (see `Diversion`). Free changes wait for the
+database, for `patience` seconds unless they are patient.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar, final
 
 import structlog
@@ -25,18 +30,23 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from bridge.errors import CircuitOpenError, StorageUnavailableError
 from bridge.receipts import Receipt
 from bridge.storage.agents import AgentState
-from bridge.storage.batch import Batch, Change, Letter, Readings, Save, Transition
+from bridge.storage.batch import Batch, Change, Letter, Packable, Readings, Save, Transition
 from bridge.storage.commit import Commit
 from bridge.storage.database import Database, backoff
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.devices import DeviceSnapshot
+from bridge.storage.diversion import Diversion
 from bridge.storage.lane import Lane, Pace
+from bridge.storage.spool import FORWARD_ROWS, Spool
 from bridge.storage.tables import commit_marks, dead_letters, telemetry
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+RETRY: Final = 0.5
+"""Seconds to the next try of the rows when the database is away and there is a spool."""
+SOON: Final = 0.02
 LEAST_ROWS: Final = 64
 """A batch may always hold so many rows: in smaller ones the commit costs more than the rows."""
 FIRST_ROWS: Final = 512
@@ -87,8 +97,12 @@ class Writer:
         capacity: int = 50_000,
         clock: Callable[[], float] = time.time,
         topic_of: Callable[[str, str], str] = "{}/{}".format,
+        spool: Spool | None = None,
+        spool_after: float = 2.0,
+        patience: float = 10.0,
     ) -> None:
-        """`topic_of(device_id, stream)` names the topic of a reading that becomes a dead letter."""
+        """`topic_of(device_id, stream)` names the topic of a reading that becomes a dead letter. `spool_after`: seconds
+        that a commit may take before rows go into the spool."""
         self.capacity: Final = capacity
         self.stats: Final = WriterStats()
         self.congested = False
@@ -106,6 +120,15 @@ class Writer:
         self._changes = Lane(Pace(LEAST_CHANGES, FIRST_CHANGES, MOST_CHANGES))
         self._last: Lane | None = None
         """The lane of the last commit."""
+        self.diversion: Final = None if spool is None else Diversion(spool, self._rows, self._relieve)
+        self._spool_after = spool_after
+        self.patience: Final = patience
+        self._looking: asyncio.TimerHandle | None = None
+        """The next look for changes that have waited too long."""
+        self._not_before = 0.0
+        """Event-loop time before which neither rows nor what is spooled are committed."""
+        self._forwarded = 0
+        """The last batch of the spool that is committed, and perhaps not removed yet."""
         # How much may still be handed over before something is to be noticed: the one check of the hot path.
         self._room = 0
         self._wake: asyncio.Future[None] | None = None
@@ -118,6 +141,11 @@ class Writer:
         return self._rows.pending + self._changes.pending
 
     @property
+    def diverting(self) -> bool:
+        """Whether rows go into the spool, because the database is away or slow."""
+        return self.diversion is not None and self.diversion.active
+
+    @property
     def batch_number(self) -> int:
         """Grows with every batch of rows that is closed: what is handed over in order under the same number is
         committed together."""
@@ -126,12 +154,20 @@ class Writer:
     # ------------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Begin. Raises StorageUnavailableError or StorageError if the database cannot be asked for its last id."""
+        """Commit what a former run has left in the spool, then begin: nobody may read states that are older than it.
+
+        Raises StorageUnavailableError or StorageError if the database cannot be asked for its last id.
+        """
         self._loop = asyncio.get_running_loop()
-        last = await self._database.read(_last_id)
         # Microseconds of the clock are ahead of what a writer can give away, so ids grow over restarts even
         # when the newest rows have been deleted; and over a clock that was set back.
-        self._last_id = max(last, int(self._clock() * 1_000_000))
+        self._last_id = max(await self._database.read(_last_id), int(self._clock() * 1_000_000))
+        if self.diversion is not None and not self.diversion.spool.empty:
+            spool = self.diversion.spool
+            log.info("committing what is in the spool", rows=spool.rows, bytes=spool.bytes)
+            while not spool.empty:
+                await self._forward(spool)
+            self._last_id = max(await self._database.read(_last_id), self._last_id)
         self._stopped = False
         self._make_room()
         self.task = asyncio.create_task(self._run(), name="writer")
@@ -143,10 +179,14 @@ class Writer:
             return
         self._stopping = True
         self._rouse()
+        if self.diversion is not None:
+            self.diversion.stop()
         done, _ = await asyncio.wait({self.task}, timeout=timeout)
         if not done:
             self.task.cancel()
             await asyncio.wait({self.task})
+        if self._looking is not None:
+            self._looking.cancel()
         self._stopped = True
         left = [*self._changes.clear(), *self._rows.clear()]
         self._room = 0
@@ -204,14 +244,16 @@ class Writer:
         change: Callable[[AsyncConnection], Awaitable[T]],
         receipt: Receipt | None = None,
         letter: DeadLetter | None = None,
+        packable: Packable | None = None,
     ) -> asyncio.Future[T]:
         """Run free statements in order with the rows: not committed before what was handed over earlier by any
         `add_…` or `save_device`, nor after what comes later. Within a batch, rows come first, then changes in order.
 
-        For the future, the receipt and the letter see `submit`.
+        `packable`: the same as data, so that it can be spooled; without it the future has StorageUnavailableError at
+        once while rows go into the spool. For the rest see `submit`.
         """
         future: asyncio.Future[T] = self._loop.create_future()
-        self._add(Change(change, receipt, letter, future))
+        self._add(Change(change, receipt, letter, future, packable=packable))
         return future
 
     def submit(
@@ -219,9 +261,15 @@ class Writer:
         change: Callable[[AsyncConnection], Awaitable[T]],
         receipt: Receipt | None = None,
         letter: DeadLetter | None = None,
+        *,
+        patient: bool = False,
     ) -> asyncio.Future[T]:
         """Run free statements soon: after the changes submitted before, but ahead of rows that wait. (What must come
         after them, as the deletion of a device, uses `add_change`.)
+
+        While the database is away the future has StorageUnavailableError after the writer's patience, and `receipt`
+        is left to its sender. A commit that was just being tried may still succeed: as after every lost answer. What
+        follows from something that has happened is `patient`, and waits.
 
         The future has the result after the COMMIT; then `receipt` becomes COMMITTED. `change` may be called more than
         once (the transaction was lost, or another change failed in it), but its effect is committed once. It must
@@ -234,7 +282,11 @@ class Writer:
             return self.add_change(change, receipt, letter)
         future: asyncio.Future[T] = self._loop.create_future()
         lane = self._changes
-        lane.open.add(Change(change, receipt, letter, future))
+        if not lane.open.opened_at:
+            lane.open.opened_at = self._loop.time()
+        lane.open.add(Change(change, receipt, letter, future, patient=patient))
+        if not patient and self._looking is None:
+            self._looking = self._loop.call_later(self.patience, self._look)
         if self._stopped:
             self._abandon()
         elif lane.open.size >= lane.pace.limit:
@@ -245,8 +297,11 @@ class Writer:
 
     def barrier(self) -> asyncio.Future[None]:
         """Resolved when everything handed over so far is committed, in both lanes. StorageUnavailableError if the
-        writer stops before."""
+        writer stops before, or while rows go into the spool."""
         future: asyncio.Future[None] = self._loop.create_future()
+        if self.diversion is not None and self.diversion.active:
+            future.set_exception(StorageUnavailableError(f"rows are in the spool: {self.diversion.reason}"))
+            return future
         left = 0
 
         def committed(error: Exception | None) -> None:
@@ -281,7 +336,7 @@ class Writer:
         """
         self._append(rows)
         future: asyncio.Future[T | None] = self._loop.create_future()
-        self._add(Change(change, receipt, letter, future, len(rows), agent))
+        self._add(Change(change, receipt, letter, future, readings=len(rows), agent=agent))
         return future
 
     def _append(self, rows: list[tuple[str, str, float, float, str | None, str]]) -> None:
@@ -329,35 +384,57 @@ class Writer:
     def _rouse(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+        if self.diversion is not None and self.diversion.active:
+            self.diversion.rouse()
+
+    def _look(self) -> None:
+        # At each batch twice within its time: an answer comes at most half of the patience late.
+        now = self._loop.time()
+        lane = self._changes
+        error = StorageUnavailableError(f"the database has not answered for {self.patience:g} s")
+        lane.give_up(now - self.patience, error)
+        self._looking = self._loop.call_later(self.patience / 2, self._look) if lane.pending else None
 
     # ------------------------------------------------------------------ committing
 
     async def _run(self) -> None:
+        diversion = self.diversion
+        if diversion is None:
+            await self._commit_all()
+            return
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(diversion.run(), name="diversion")
+                await self._commit_all()
+                diversion.stop()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _commit_all(self) -> None:
+        diversion = self.diversion
         while (lane := await self._next()) is not None:
-            # It stays in its lane until it is settled: `stop` finds it there if this task is cancelled.
-            batch = lane.first()
-            self._make_room()
-            parts = await self._commit(batch, lane.pace)
-            lane.done()
+            if lane is self._rows and diversion is not None and not diversion.end():
+                await self._forward_one(diversion)
+            elif lane.pending:
+                await self._commit_first(lane)
             self._last = lane
-            for part in parts:
-                part.settle()
-            for then in batch.then:
-                then(None)
-            if self.congested and self.pending <= self.capacity // 2:
-                self.congested = False
-                if self.on_relief is not None:
-                    self.on_relief()
-            self._make_room()
 
     async def _next(self) -> Lane | None:
-        """Wait until something is due, and say in which lane; None when the writer is to stop and nothing is left."""
+        """Wait until something is due, and say in which lane; None when the writer is to stop and nothing is left that
+        has to wait for the database."""
         rows, changes = self._rows, self._changes
         while True:
             wait: float | None = None
-            if rows.open.size:
-                wait = rows.open.opened_at + self._batch_wait - self._loop.time()
-            due = rows.full or (wait is not None and (wait <= 0 or self._stopping))
+            now = self._loop.time()
+            if self.diversion is not None and self.diversion.active:
+                due = not self._stopping
+            else:
+                if rows.open.size:
+                    wait = rows.open.opened_at + self._batch_wait - now
+                due = rows.full or (wait is not None and (wait <= 0 or self._stopping))
+            if due and now < self._not_before and not self._stopping:
+                due = False
+                wait = self._not_before - now
             if changes.pending and not (due and self._last is changes):
                 return changes
             if due:
@@ -373,17 +450,70 @@ class Writer:
                 if timer is not None:
                     timer.cancel()
 
+    async def _commit_first(self, lane: Lane) -> None:
+        # It stays in its lane until it is settled: `stop` finds it there if this task is cancelled.
+        batch = lane.first()
+        self._make_room()
+        if lane is self._rows and self.diversion is not None:
+            parts = await self._try(batch, lane.pace, self.diversion)
+            if parts is None:
+                return
+        else:
+            parts = await self._commit(batch, lane.pace)
+        lane.done()
+        for part in parts:
+            part.settle()
+        batch.release(None)
+        self._relieve()
+
+    def _relieve(self) -> None:
+        if self.congested and self.pending <= self.capacity // 2:
+            self.congested = False
+            if self.on_relief is not None:
+                self.on_relief()
+        self._make_room()
+
+    async def _try(self, batch: Batch, pace: Pace, diversion: Diversion) -> list[Batch] | None:
+        """Commit `batch` in one attempt; None if that fails, and then rows are diverted, this batch first."""
+        commit = Commit(self._database, batch, self._clock, self._topic_of, self._next_id)
+        try:
+            # On SQLite a commit cannot be given up, and a lock gives up by itself.
+            async with asyncio.timeout(None if self._database.dialect == "sqlite" else self._spool_after):
+                return await self._counted(commit, batch, pace)
+        except TimeoutError:
+            # It may have been committed all the same: its rows have their ids, and are not stored twice.
+            self._failed(diversion, StorageUnavailableError(f"a commit takes longer than {self._spool_after:g} s"))
+        except StorageUnavailableError as error:
+            self._failed(diversion, error)
+        return None
+
     async def _commit(self, batch: Batch, pace: Pace) -> list[Batch]:
         """Commit `batch`, however long it takes, and return its parts: itself, or when something in it was refused
         for good, pieces of which some have a `refusal`."""
         commit = Commit(self._database, batch, self._clock, self._topic_of, self._next_id)
-        started = self._loop.time()
+        diversion = self.diversion
+        slow = None
+        if diversion is not None:
+            slow = self._loop.call_later(self._spool_after, diversion.begin, "a commit takes long")
+
+        def failed(state: RetryCallState) -> None:
+            self._count_retry(state)
+            if diversion is not None:
+                diversion.begin(str(_error_of(state)))
+
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(StorageUnavailableError),
-            wait=_pause,
-            before_sleep=self._count_retry,
+            retry=retry_if_exception_type(StorageUnavailableError), wait=_pause, before_sleep=failed
         )
-        await retrying(commit.attempt)
+        try:
+            return await retrying(self._counted, commit, batch, pace)
+        finally:
+            if slow is not None:
+                slow.cancel()
+
+    async def _counted(self, commit: Commit, batch: Batch, pace: Pace) -> list[Batch]:
+        """One attempt, measured when it succeeds."""
+        started = self._loop.time()
+        await commit.attempt()
         stats = self.stats
         took = self._loop.time() - started
         if commit.attempts == 1:
@@ -397,6 +527,49 @@ class Writer:
             stats.refused += len(refusals)
             log.error("the database refused what it was given", count=len(refusals), first=repr(refusals[0]))
         return commit.parts
+
+    # ------------------------------------------------------------------ out of the spool
+
+    async def _forward_one(self, diversion: Diversion) -> None:
+        """Have the oldest batch of the spool in the database; on failure try again later."""
+        began = self._loop.time()
+        if diversion.spool.empty:
+            # The first batches are on their way into it.
+            self._not_before = began + SOON
+            return
+        before = diversion.spool.rows
+        # Should it take long, no message is to wait for it.
+        slow = self._loop.call_later(self._spool_after / 2, partial(diversion.hold, holding=False))
+        try:
+            await self._forward(diversion.spool)
+        except StorageUnavailableError as error:
+            diversion.hold(holding=False)
+            self._failed(diversion, error)
+            return
+        finally:
+            slow.cancel()
+        now = self._loop.time()
+        left = diversion.spool.rows
+        diversion.hold(holding=left <= FORWARD_ROWS)
+        # A third of the time belongs to others, unless more comes in than goes out, or the end is near.
+        hurry = self.congested or left <= FORWARD_ROWS or left > before - FORWARD_ROWS / 4
+        self._not_before = now if hurry else now + (now - began) / 2
+
+    async def _forward(self, spool: Spool) -> None:
+        last, batch = await spool.first()
+        if last > self._forwarded:
+            commit = Commit(self._database, batch, self._clock, self._topic_of, self._next_id)
+            await commit.attempt()
+            for part in commit.parts:
+                part.settle()
+            self._forwarded = last
+        await spool.remove(last)
+
+    def _failed(self, diversion: Diversion, error: StorageUnavailableError) -> None:
+        self.stats.retries += 1
+        diversion.begin(str(error))
+        pause = error.retry_after if isinstance(error, CircuitOpenError) else RETRY
+        self._not_before = self._loop.time() + pause
 
     def _next_id(self) -> int:
         self._last_id += 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,17 @@ class Victim:
     def drained(self) -> None:
         """Wait until nothing is left in the spool."""
         until(lambda: self.metric("bridge_spool_rows") == 0, "the spool to be drained", DRAIN_WITHIN)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Another program has the SQLite database for itself."""
+        other = sqlite3.connect(self.bridge.data / "bridge.db", isolation_level=None, timeout=10)
+        try:
+            other.execute("BEGIN EXCLUSIVE")
+            yield
+            other.execute("COMMIT")
+        finally:
+            other.close()
 
     def metric(self, name: str) -> float:
         """A metric without labels, 0 where there is none."""

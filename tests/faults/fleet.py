@@ -118,6 +118,11 @@ class Fleet:
         assert found is not None
         return found - moment
 
+    def longest_silence(self) -> float:
+        """The longest time in seconds between two acknowledgements."""
+        self.acknowledged()
+        return max((after - before for before, after in itertools.pairwise(self._times)), default=0.0)
+
 
 def now() -> float:
     """The clock of the devices' log, which all processes of a machine share."""

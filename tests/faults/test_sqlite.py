@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from pathlib import Path
 
@@ -21,11 +20,8 @@ def test_locked_by_another_program(make_victim: MakeVictim, torture: Torture) ->
     with victim.fleet(rate=1_000) as fleet:
         for _ in torture.rounds(row, 1, 3):
             fleet.wait_for(200)
-            other = sqlite3.connect(victim.bridge.data / "bridge.db", isolation_level=None, timeout=10)
-            other.execute("BEGIN EXCLUSIVE")
-            time.sleep(seconds)  # the length of the outage is the fault
-            other.execute("COMMIT")
-            other.close()
+            with victim.locked():
+                time.sleep(seconds)  # the length of the outage is the fault
             row.recovery = max(row.recovery, fleet.back_after(now()))
         victim.finish(fleet, row)
 
