@@ -92,6 +92,8 @@ class Router:
         done: asyncio.Future[Accepted] = self._services.loop.create_future()
 
         def accept(device: Device) -> None:
+            if done.done():
+                return  # whoever asked has been told that it was not possible
             try:
                 device.check_admission()
                 device.book.accept(device.new_command(request, now, rollout_id), cause=cause, done=done)

@@ -83,8 +83,10 @@ def test_kill_9_under_load_loses_nothing_acknowledged(bridge: BridgeProcess, dat
     assert database.stored_ids() == load.sent
 
 
-def test_a_restart_of_the_database_under_load(bridge: BridgeProcess, database: Database) -> None:
-    """P5: nothing is acknowledged while the database is away, nothing acknowledged is missing when it is back."""
+def test_a_restart_of_the_database_under_load(make_bridge: MakeBridge, database: Database) -> None:
+    """P5, without a spool: nothing is acknowledged while the database is away, nothing acknowledged is missing when it
+    is back."""
+    bridge = make_bridge(BRIDGE_DATABASE__URL=database.url, BRIDGE_SPOOL__ENABLED="false").start()
     with Load(bridge, "load") as load:
         until(lambda: len(load.acknowledged) > 500, "the load to run")
         database.server.stop()

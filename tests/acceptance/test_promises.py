@@ -28,8 +28,9 @@ def test_the_row_is_there_when_the_publisher_returns(bridge: BridgeProcess) -> N
     ]
 
 
-def test_no_acknowledgement_while_the_commit_waits(bridge: BridgeProcess) -> None:
+def test_no_acknowledgement_while_the_commit_waits(make_bridge: MakeBridge) -> None:
     """A second writer holds the database: the acknowledgement must wait for the commit, a ping must not."""
+    bridge = make_bridge(BRIDGE_SPOOL__ENABLED="false").start()
     other = sqlite3.connect(bridge.data / "bridge.db", isolation_level=None)
     try:
         with RawClient(bridge, "fridge-7") as client:
