@@ -23,6 +23,7 @@ from bridge.agents.services import Rules, Services
 from bridge.broker.broker import EmbeddedBroker
 from bridge.broker.config import BrokerConfig
 from bridge.errors import BridgeError, StartError
+from bridge.history import History
 from bridge.http.access import Access
 from bridge.http.api import build
 from bridge.http.audit import Audit
@@ -31,6 +32,7 @@ from bridge.http.keyring import Keyring
 from bridge.http.server import HttpServer
 from bridge.http.visitors import Lockout, Sessions
 from bridge.metrics import Metrics
+from bridge.presence import Status
 from bridge.pulse import Pulse
 from bridge.receipts import Ledger
 from bridge.registry import Admission
@@ -105,6 +107,7 @@ class Bridge:
         self.ledger = Ledger()
         self.metrics = Metrics()
         self.pulse = Pulse(self.ledger)
+        self.history = History(self._figures, time.time)
         self.parts: list[asyncio.Task[Any]] = []
         """Tasks that must not end while the bridge runs."""
         self.first_token: str | None = None
@@ -212,7 +215,7 @@ class Bridge:
             self.http.start(),
             *(
                 asyncio.create_task(part.run(), name=type(part).__name__.lower())
-                for part in (self.pulse, self.retention, self.rollups, self.rollouts, self.schedules)
+                for part in (self.pulse, self.history, self.retention, self.rollups, self.rollouts, self.schedules)
             ),
             *(asyncio.create_task(sink.run(), name=f"sink {sink.name}") for sink in self.sinks),
         ]
@@ -255,6 +258,7 @@ class Bridge:
         return f"{diversion.spool.rows:,} rows wait in the spool: {diversion.reason}"
 
     def _http_context(self) -> Context:
+        origins = self.settings.origins()
         http = self.settings.http
         token = http.token.get_secret_value() if http.token is not None else None
         required = http.require_token or token is not None or not ports.is_loopback(http.host)
@@ -275,6 +279,11 @@ class Bridge:
             ledger=self.ledger,
             metrics=self.metrics,
             summary=self.summary,
+            history=self.history,
+            settings=[
+                (key, value if isinstance(value, str | int | float | bool | None) else str(value), origins[key])
+                for key, value in self.settings.shown().items()
+            ],
             checks={
                 "database": self._check_database,
                 "broker": self._check_broker,
@@ -322,6 +331,17 @@ class Bridge:
             "agents": self.router.activity(),
             "ledger": self.ledger.as_dict(),
             "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
+        }
+
+    def _figures(self) -> dict[str, float]:
+        counts, commits = self.services.census.devices, self.writer.stats.commit_seconds
+        return {
+            "messages_per_second": round(self.pulse.received_per_second, 1),
+            "committed_per_second": round(self.pulse.committed_per_second, 1),
+            "commit_ms": round(sum(commits) / len(commits) * 1000, 2) if commits else 0.0,
+            "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
+            "in_flight": float(self.ledger.in_flight),
+            **{status.value: float(counts[status.value]) for status in Status},
         }
 
 

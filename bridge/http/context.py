@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from bridge.agents.rollouts import Rollouts
 from bridge.agents.router import Router
 from bridge.agents.schedules import Schedules
 from bridge.agents.services import Services
+from bridge.history import History
 from bridge.http.access import Access
 from bridge.http.audit import Audit
 from bridge.metrics import Metrics
@@ -33,6 +34,9 @@ class Context:
     ledger: Ledger
     metrics: Metrics
     summary: Callable[[], Mapping[str, Any]]
+    history: History
+    settings: Sequence[tuple[str, Any, str]]
+    """Key, value and origin of each setting, secrets masked."""
     checks: Mapping[str, Check]
     """What must be right to be ready: each returns None, or what is wrong."""
     degraded: Callable[[], str | None]

@@ -146,6 +146,8 @@ class DeviceView(Model):
 
     device_id: str
     profile: str
+    tags: list[str] = Field(default_factory=list)
+    metadata: dict[str, Any] = Field(default_factory=dict, description="What the registry says of it.")
     status: str
     first_seen: datetime
     last_seen: datetime
@@ -157,10 +159,25 @@ class DeviceView(Model):
 
 
 class DevicePage(Model):
-    """Devices in the order of their ids. `next` is the `after` of the following page."""
+    """Devices. `next` is the `after` of the following page, null at the end."""
 
     devices: list[DeviceView]
     next: str | None
+    known: int | None = Field(None, description="How many there are of that status, or of all; null if not counted.")
+
+
+class SettingView(Model):
+    """One setting."""
+
+    key: str = Field(examples=["mqtt.port"])
+    value: Any
+    origin: str = Field(examples=["default", "environment BRIDGE_MQTT__PORT"])
+
+
+class SettingList(Model):
+    """All settings."""
+
+    settings: list[SettingView]
 
 
 class ReadingView(Model):

@@ -31,7 +31,8 @@ class DeviceSnapshot(msgspec.Struct, gc=False):
     """The version of desired in its twin; 0 if there is nothing in it. Read, not written, with the device."""
 
 
-def _snapshots() -> Select[Any]:
+def snapshots() -> Select[Any]:
+    """A query of stored devices, for `snapshot_of`."""
     return select(
         devices.c.device_id,
         devices.c.profile,
@@ -45,7 +46,8 @@ def _snapshots() -> Select[Any]:
     )
 
 
-def _snapshot(row: Row[*tuple[Any, ...]]) -> DeviceSnapshot:
+def snapshot_of(row: Row[*tuple[Any, ...]]) -> DeviceSnapshot:
+    """The device in a row of `snapshots`."""
     snapshot = DeviceSnapshot(**row._mapping)
     snapshot.state = snapshot.state or ""
     return snapshot
@@ -55,12 +57,12 @@ async def load_devices(connection: AsyncConnection, ids: list[str]) -> dict[str,
     """The stored ones of some devices, by id."""
     version = select(twins.c.desired_version).where(twins.c.device_id == devices.c.device_id).scalar_subquery()
     query = (
-        _snapshots()
+        snapshots()
         .add_columns(func.coalesce(version, 0).label("twin_version"))
         .where(devices.c.device_id.in_(among(connection.dialect.name)))
     )
     rows = await connection.execute(query, {"ids": msgspec.json.encode(ids).decode()})
-    return {row.device_id: _snapshot(row) for row in rows}
+    return {row.device_id: snapshot_of(row) for row in rows}
 
 
 def among(dialect: str) -> TextClause:
@@ -78,14 +80,6 @@ class DeviceLoader(Loader[DeviceSnapshot]):
     def __init__(self, database: Database) -> None:
         super().__init__(database, load_devices)
         self.database = database
-
-
-async def list_devices(connection: AsyncConnection, limit: int, after: str | None = None) -> list[DeviceSnapshot]:
-    """Devices in the order of their ids, from the one that follows `after`."""
-    query = _snapshots().order_by(devices.c.device_id).limit(limit)
-    if after is not None:
-        query = query.where(devices.c.device_id > after)
-    return [_snapshot(row) for row in await connection.execute(query)]
 
 
 async def count_by_status(connection: AsyncConnection) -> dict[str, int]:

@@ -74,6 +74,9 @@ devices: Final = Table(
     # Whatever is to be known of a device beside what it says itself: a JSON object.
     Column("metadata", JSON),
     Index("devices_profile_device_id", "profile", "device_id"),
+    Index("devices_status_device_id", "status", "device_id"),
+    Index("devices_last_seen_device_id", "last_seen", "device_id"),
+    Index("devices_status_last_seen_device_id", "status", "last_seen", "device_id"),
 )
 
 device_tags: Final = Table(

@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from bridge.errors import StorageUnavailableError
-from bridge.storage import devices
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader, DeviceSnapshot
 from bridge.storage.writer import Writer
@@ -77,13 +76,3 @@ async def test_a_failed_load_raises_for_all_and_the_next_one_works(
         results = await asyncio.gather(loader.load("d00000"), loader.load("x"), return_exceptions=True)
     assert [type(result) for result in results] == [StorageUnavailableError] * 2
     assert await loader.load("d00000") == snapshot(0)
-
-
-async def test_pages_of_devices(writer: Writer, database: Database) -> None:
-    await store(writer, 25)
-    seen: list[str] = []
-    after = None
-    while page := await database.read(lambda connection, after=after: devices.list_devices(connection, 10, after)):  # type: ignore[misc]  # bound here
-        seen += [device.device_id for device in page]
-        after = seen[-1]
-    assert seen == [f"d{number:05}" for number in range(25)]

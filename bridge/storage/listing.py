@@ -1,0 +1,145 @@
+"""Pages of devices that are found in the same time among a thousand and among a million.
+
+A page is read along one index, from where the page before ended. What that index does not answer is looked at row by
+row, at most SCANNED of them: then the page ends there, with as many devices as were found, and says where to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from sqlalchemy import ColumnElement, Double, Text, exists, func, literal, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.errors import RefusedError
+from bridge.registry import Entry
+from bridge.storage.devices import DeviceSnapshot, snapshot_of, snapshots
+from bridge.storage.registry import describe
+from bridge.storage.tables import device_tags, devices
+
+SCANNED: Final = 2_000
+"""Rows that are looked at for one page beyond what an index answers."""
+MAX_NAME: Final = 200
+
+Sort = Literal["id", "-id", "last_seen", "-last_seen"]
+
+
+class Wanted(NamedTuple):
+    """Which devices. None: all. `prefix` is how their ids begin; `search` is part of the id, or of `name` in the
+    metadata, in upper or lower case."""
+
+    status: str | None = None
+    profile: str | None = None
+    tag: str | None = None
+    prefix: str | None = None
+    search: str | None = None
+
+
+class Page(NamedTuple):
+    """Devices with what the registry says of them; `next` is where the following page begins, None at the end."""
+
+    devices: list[tuple[DeviceSnapshot, Entry]]
+    next: str | None
+
+
+async def list_page(connection: AsyncConnection, wanted: Wanted, sort: Sort, after: str, limit: int) -> Page:
+    """The page that follows `after` (empty: the first one). Raises RefusedError: `bad_cursor`."""
+    by_time = sort.endswith("last_seen")
+    descending = sort.startswith("-")
+    tagged = wanted.tag is not None and not by_time
+    device_id = device_tags.c.device_id if tagged else devices.c.device_id
+    keys: list[ColumnElement[Any]] = [devices.c.last_seen, device_id] if by_time else [device_id]
+    along, beside = _conditions(wanted, by_time, connection.dialect.name)
+    if after:
+        along.append(_compare(keys, _cursor(after, by_time), "<" if descending else ">"))
+    order = [key.desc() if descending else key.asc() for key in keys]
+
+    end: list[Any] | None = None
+    if beside:
+        border = (
+            select(*keys)
+            .select_from(device_tags if tagged else devices)
+            .where(*along)
+            .order_by(*order)
+            .offset(SCANNED - 1)
+            .limit(1)
+        )
+        row = (await connection.execute(border)).one_or_none()
+        if row is not None:
+            end = list(row)
+            along.append(_compare(keys, end, ">=" if descending else "<="))
+    query = snapshots().select_from(_source(tagged)).where(*along, *beside).order_by(*order).limit(limit)
+    found = [snapshot_of(row) for row in await connection.execute(query)]
+    known = await describe(connection, [device.device_id for device in found]) if found else {}
+    if len(found) == limit:
+        end = [found[-1].last_seen, found[-1].device_id] if by_time else [found[-1].device_id]
+    listed = [
+        (device, known.get(device.device_id) or Entry(device.device_id, device.profile, (), {})) for device in found
+    ]
+    return Page(
+        listed, None if end is None else "~".join(part if isinstance(part, str) else repr(part) for part in end)
+    )
+
+
+def _source(tagged: bool) -> Any:
+    return device_tags.join(devices, devices.c.device_id == device_tags.c.device_id) if tagged else devices
+
+
+def _conditions(
+    wanted: Wanted, by_time: bool, dialect: str
+) -> tuple[list[ColumnElement[bool]], list[ColumnElement[bool]]]:
+    """What the index answers that the page is read along, and the rest."""
+    along: list[ColumnElement[bool]] = []
+    beside: list[ColumnElement[bool]] = []
+    has_index = True
+    if wanted.tag is not None:
+        if by_time:
+            beside.append(
+                exists().where(device_tags.c.device_id == devices.c.device_id, device_tags.c.tag == wanted.tag)
+            )
+        else:
+            along.append(device_tags.c.tag == wanted.tag)
+            has_index = False
+    for column, value, indexed in (
+        (devices.c.status, wanted.status, True),
+        (devices.c.profile, wanted.profile, not by_time),
+    ):
+        if value is None:
+            continue
+        if has_index and indexed:
+            along.append(column == value)
+            has_index = False
+        else:
+            # Not the bare column: its index would lead away from the one that the page is read along.
+            beside.append(func.coalesce(column, "") == value)
+    if wanted.prefix:
+        if dialect == "sqlite" and not by_time and not wanted.tag:
+            # In the order of bytes, in which `~` comes after whatever an id may hold.
+            along += [devices.c.device_id >= wanted.prefix, devices.c.device_id < wanted.prefix + "~"]
+        else:
+            beside.append(func.substr(devices.c.device_id, 1, len(wanted.prefix)) == wanted.prefix)
+    if wanted.search:
+        name: ColumnElement[Any] = devices.c.metadata
+        name = func.json_extract(name, "$.name") if dialect == "sqlite" else name.op("->>")(literal("name", Text()))
+        name = func.coalesce(name, "", type_=Text())
+        beside.append(
+            devices.c.device_id.icontains(wanted.search, autoescape=True)
+            | name.icontains(wanted.search, autoescape=True)
+        )
+    return along, beside
+
+
+def _compare(keys: Sequence[ColumnElement[Any]], values: Sequence[Any], operator: str) -> ColumnElement[bool]:
+    literals = [literal(value, Text() if isinstance(value, str) else Double()) for value in values]
+    if len(keys) == 1:
+        return keys[0].op(operator, is_comparison=True)(literals[0])
+    return tuple_(*keys).op(operator, is_comparison=True)(tuple_(*literals))
+
+
+def _cursor(after: str, by_time: bool) -> list[Any]:
+    time, _, device_id = after.rpartition("~")
+    try:
+        return [float(time), device_id] if by_time else [after]
+    except ValueError as error:
+        raise RefusedError("bad_cursor", f"{after!r} is not what `next` of a page in this order said") from error

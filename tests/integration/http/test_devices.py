@@ -1,0 +1,40 @@
+"""Devices, and the bridge's own figures, over the API."""
+
+from __future__ import annotations
+
+from tests.integration.http.house import House
+
+
+async def test_devices_are_found_by_what_is_known_of_them(open_house: House) -> None:
+    client = open_house.client
+    for number in range(5):
+        await open_house.receive(f"devices/d-{number}/telemetry", b'{"t": 1}')
+    await client.patch("/api/v1/registry/d-3", json={"add_tags": ["north"], "metadata": {"name": "Shelf 3"}})
+    await open_house.committed()
+    first = (await client.get("/api/v1/devices", params={"limit": 2, "sort": "-id"})).json()
+    assert [device["device_id"] for device in first["devices"]] == ["d-4", "d-3"]
+    assert first["known"] == 5
+    assert first["devices"][1]["tags"] == ["north"]
+    assert first["devices"][1]["metadata"] == {"name": "Shelf 3"}
+    rest = await client.get("/api/v1/devices", params={"limit": 9, "sort": "-id", "after": first["next"]})
+    assert [device["device_id"] for device in rest.json()["devices"]] == ["d-2", "d-1", "d-0"]
+    for query in ({"tag": "north"}, {"search": "SHELF"}, {"prefix": "d-3"}):
+        found = (await client.get("/api/v1/devices", params=query)).json()
+        assert [device["device_id"] for device in found["devices"]] == ["d-3"], query
+    for wrong in ({"after": "d-1", "sort": "last_seen"}, {"sort": "name"}, {"status": "here"}, {"prefix": "%"}):
+        assert (await client.get("/api/v1/devices", params=wrong)).status_code == 422, wrong
+
+
+async def test_the_last_hour_in_columns(open_house: House) -> None:
+    open_house.bridge.history.sample()
+    columns = (await open_house.client.get("/api/v1/summary/history")).json()
+    assert {"ts", "messages_per_second", "commit_ms", "online", "unknown"} <= set(columns)
+    assert len({len(column) for column in columns.values()}) == 1
+
+
+async def test_settings_are_shown_without_secrets(locked_house: House) -> None:
+    headers = {"Authorization": f"Bearer {locked_house.bridge.first_token}"}
+    answer = await locked_house.client.get("/api/v1/settings", headers=headers)
+    settings = {setting["key"]: setting["value"] for setting in answer.json()["settings"]}
+    assert settings["http.require_token"] is True
+    assert settings["http.token"] is None
