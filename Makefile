@@ -16,7 +16,7 @@ COMPILE := $(VENV)/bin/uv pip compile --universal --python-version 3.11 --genera
 	--no-emit-index-url --no-emit-find-links --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench torture lock clean
+.PHONY: help run test check format bench soak torture lock clean
 
 help:
 	@echo "make run     start the bridge with $(DEVICES) simulated devices (DEVICES=100 for more)"
@@ -25,6 +25,7 @@ help:
 	@echo "make format  sort imports and format the code"
 	@echo "make bench   measure against Mosquitto (ARGS=--quick for a short run)"
 	@echo "make torture try to break the promises, for up to an hour; ends with a table (MINUTES=20 for less)"
+	@echo "make soak    ten thousand devices for ten minutes: is memory flat? (ARGS='--seconds 60' for less)"
 	@echo "make lock    make the lock files anew from pyproject.toml (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove the environment and the caches; data/ stays"
 
@@ -53,6 +54,9 @@ bench: $(VENV)/.dev
 # A single test may take long here: the limit that shows where one hangs is lifted.
 torture: $(VENV)/.dev
 	@exec $(VENV)/bin/python -m pytest tests/faults --torture --torture-minutes $(MINUTES) -o faulthandler_timeout=1800 $(ARGS)
+
+soak: $(VENV)/.dev
+	@exec $(VENV)/bin/python -m tests.bench.soak $(ARGS)
 
 lock: $(VENV)/.dev
 	$(COMPILE) $(ARGS) --output-file requirements.lock pyproject.toml

@@ -30,6 +30,7 @@ from bridge.broker.listener import Listener
 from bridge.broker.login import Credentials, Login
 from bridge.broker.passwords import Passwords
 from bridge.broker.plugins import Plugins
+from bridge.broker.portions import Portions
 from bridge.broker.routes import route_to
 from bridge.broker.session import Session
 from bridge.broker.share import Share
@@ -84,6 +85,7 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         self.stats: Final = BrokerStats()
         self.wheel: Final = Wheel()
         self.share: Final = Share(config.receive_window)
+        self.portions: Final = Portions(asyncio.get_running_loop())
         self.plugins: Final = Plugins(self.plugins_manager, config, self.stats) if config.plugins else None
         self.exchange: Final = Exchange(config, self.stats, store, self.plugins, clock)
         self.clients: Final = Clients(config, self.stats, self.exchange, topics, store, clock)

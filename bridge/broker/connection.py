@@ -97,6 +97,9 @@ class Connection(Outbox):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
+        self._broker.portions.do(partial(self._gone, error))
+
+    def _gone(self, error: Exception | None) -> None:
         self.close("disconnected", str(error or "without a DISCONNECT"))
         self._broker.disconnected(self)
 

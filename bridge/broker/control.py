@@ -11,6 +11,7 @@ from bridge.broker import packets
 from bridge.broker.connection import Connection
 from bridge.broker.packets import ProtocolError
 from bridge.broker.session import RELEASING, TAKEN, Session
+from bridge.broker.wire import ARRIVING
 
 if TYPE_CHECKING:
     from bridge.broker.broker import EmbeddedBroker
@@ -31,7 +32,7 @@ class Control:
             if kind != packets.CONNECT:
                 raise ProtocolError("the first packet is not CONNECT [MQTT-3.1.0-1]")
             packets.check_flags(kind, first & 15)
-            self._broker.login.connect(connection, packets.decode_connect(body))
+            self._arrive(connection, packets.decode_connect(body))
             return
         packets.check_flags(kind, first & 15)
         match kind:
@@ -65,6 +66,17 @@ class Control:
                 raise ProtocolError("a second CONNECT [MQTT-3.1.0-2]")
             case _:
                 raise ProtocolError(f"a client does not send packet type {kind} (2.2.1)")
+
+    def _arrive(self, connection: Connection, connect: packets.Connect) -> None:
+        """Let a client in, when it is its turn."""
+
+        def let_in() -> None:
+            if connection.closed_by is None:
+                self._broker.login.connect(connection, connect)
+                connection.let_go(ARRIVING)
+
+        if not self._broker.portions.do(let_in):
+            connection.hold(ARRIVING)
 
     def _received(self, connection: Connection, session: Session, packet_id: int) -> None:
         stored = self._broker.exchange.received(session, packet_id)

@@ -21,6 +21,7 @@ ASKING: Final = 4
 CHOKED: Final = 8
 STOPPED: Final = 16
 CLOSED: Final = 32
+ARRIVING: Final = 64
 
 
 class Wire(asyncio.Protocol):

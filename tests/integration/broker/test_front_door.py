@@ -221,6 +221,21 @@ async def test_failed_logins_of_an_address_are_limited(users: Path) -> None:
         await house.client("c", username="fridge-7", password="cold")
 
 
+async def test_many_at_once_are_let_in_in_portions() -> None:
+    """And what they send right behind their CONNECT is handled after it."""
+    async with running() as house:
+        house.broker.portions._size = 2
+        raws = [await house.raw() for _ in range(20)]
+        for n, raw in enumerate(raws):
+            raw.send(connect(f"c{n}") + publish("devices/d/telemetry", b"%d" % n, qos=1))
+        for raw in raws:
+            await raw.expect(ACCEPTED + ack("puback"))
+            raw.reset()
+        await until(lambda: not house.broker.connections, "the end of all")
+        assert sorted(map(int, house.desk.payloads)) == list(range(20))
+        assert not house.broker.clients.sessions
+
+
 async def test_the_time_to_say_hello() -> None:
     async with running(connect_timeout=0.2) as house:
         silent, talking = await house.raw(), await house.raw()
