@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -189,3 +191,17 @@ def test_kill_9_with_postgresql(make_bridge: MakeBridge, tmp_path: Path, databas
         agree(*(database._query(database.url, query.format(**names)) for query in TABLES))
 
     run_into_kills(bridge, check, kills=1)
+
+
+def test_the_page_s_own_code_runs_and_is_typed(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "device-logic.md").read_text()
+    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL)
+    assert [name for name, _ in blocks] == ["freezer.py", "test_freezer.py"]
+    for name, code in blocks:
+        (tmp_path / name).write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for command in (["test_freezer.py"], ["-m", "mypy", "--strict", "freezer.py", "test_freezer.py"]):
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
