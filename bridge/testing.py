@@ -147,9 +147,9 @@ class Harness(Generic[A_co]):
 
     async def command(self, name: str, args: Any = None) -> Any:
         """An operator sends a command that the agent carries out itself; its result."""
-        if not self._logic.answers(name):
+        if not self._logic.takes(name):
             raise LookupError(f"{self._class.__name__} carries out no command {name!r}: it would go to the device")
-        self._logic.carry_out(self._world.new_command(name, args, None))
+        self._logic.execute(self._world.new_command(name, args, None))
         await self._settle()
         return self._world.result
 

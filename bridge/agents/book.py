@@ -31,7 +31,9 @@ LISTENING: Final = "device_listening"
 Accepted = tuple[Command, bool]
 T = TypeVar("T")
 
-Staged = tuple[Callable[[AsyncConnection], Awaitable[Accepted]], Callable[[Accepted], None]]
+Staged = tuple[Callable[[AsyncConnection], Awaitable[T]], Callable[[T], None]]
+"""Something that is stored in somebody else's transaction: the change, and what to call with its result after the
+commit."""
 
 
 class Host(Protocol):
@@ -65,8 +67,9 @@ class Executor(Protocol):
         """Whether commands of this name are its own; the device is not sent them."""
 
     def execute(self, command: Command) -> None:
-        """Carry out a command, which is `sent` now, and report its end with `CommandBook.report`. Called again, up to
-        the command's attempts, if the bridge was restarted or `retry_after` went by without a report."""
+        """Carry out a command, which is `sent` now: `CommandBook.begin` it, then `stage_end` or `report` its end.
+        Called again, up to the command's attempts, if the bridge was restarted or `retry_after` went by before it was
+        begun."""
 
 
 @final
@@ -157,9 +160,8 @@ class CommandBook:
             )
         return error
 
-    def stage(self, command: Command, cause: str) -> Staged:
-        """A new command that is stored in somebody else's transaction: the change, and what to call with its result
-        after the commit.
+    def stage(self, command: Command, cause: str) -> Staged[Accepted]:
+        """Store a new command together with what caused it.
 
         Raises RefusedError when the device has too many unfinished commands.
         """
@@ -285,6 +287,39 @@ class CommandBook:
         if command.may_become(CommandStatus.DELIVERED):
             self._advance(command, CommandStatus.DELIVERED, "puback")
 
+    def begin(self, command: Command) -> asyncio.Future[bool]:
+        """The executor is about to carry out a command. True once it is stored as `in_progress`, which is never carried
+        out again: a crash from here on leaves it to its deadline. False if it has been begun before, or has ended."""
+        begun: asyncio.Future[bool] = self._services.loop.create_future()
+
+        def failed(error: BaseException) -> None:
+            if not begun.done():
+                begun.set_exception(error)
+
+        if command.may_become(CommandStatus.IN_PROGRESS) and command.expires_at > self._services.clock():
+            begin = partial(_resolve, begun, True)
+            self._advance(command, CommandStatus.IN_PROGRESS, "agent", then=begin, failed=failed)
+        else:
+            begun.set_result(False)
+        return begun
+
+    def stage_end(self, command: Command, status: CommandStatus, result: Any, error: str | None) -> Staged[bool]:
+        """Store the end of a command that the executor has carried out together with what it did for it."""
+        now = self._services.clock()
+
+        async def update(connection: AsyncConnection) -> bool:
+            return await _store(connection, command, status, now, "agent", result, error)
+
+        def updated(changed: bool) -> None:
+            if not changed:
+                log.warning("a command was carried out, but too late", command=command.command_id)
+                return
+            command.status, command.updated_at = status, now
+            command.result, command.error = result, error
+            self._settled(command, status, "agent", now)
+
+        return update, updated
+
     def report(self, command_id: str, status: CommandStatus, result: Any = None, error: str | None = None) -> None:
         """What the executor has to say of a command; once it has ended, nothing."""
         command = self.open.get(command_id)
@@ -398,14 +433,14 @@ class CommandBook:
         def updated(changed: bool) -> None:
             if status is CommandStatus.SENT:
                 self._sending.discard(command.command_id)
-            if status.final:
-                self.open.pop(command.command_id, None)
             if not changed:
+                if status.final:
+                    self.open.pop(command.command_id, None)
                 log.warning("command was changed elsewhere", command=command.command_id, status=status.value)
+                if failed is not None:
+                    failed(RefusedError("changed_elsewhere", f"command {command.command_id} was changed elsewhere"))
                 return
-            self._announce(command, cause, status, now)
-            if status.final:
-                self._device.command_ended(command)
+            self._settled(command, status, cause, now)
             if then is not None:
                 then()
 
@@ -422,6 +457,14 @@ class CommandBook:
                 failed(problem)
 
         self._then(self._services.writer.submit(update, receipt, patient=True), updated, not_stored)
+
+    def _settled(self, command: Command, status: CommandStatus, cause: str, at: float) -> None:
+        """A change of status is committed."""
+        if status.final:
+            self.open.pop(command.command_id, None)
+        self._announce(command, cause, status, at)
+        if status.final:
+            self._device.command_ended(command)
 
     def _announce(
         self, command: Command, cause: str, status: CommandStatus | None = None, at: float | None = None

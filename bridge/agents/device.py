@@ -303,6 +303,7 @@ class Device:
         """The device's unfinished commands."""
         if self.commands is None:
             self.commands = CommandBook(self, self._services, self._host)
+            self.commands.executor = self.logic
         return self.commands
 
     def command_ended(self, command: Command) -> None:

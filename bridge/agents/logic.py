@@ -192,12 +192,12 @@ class Logic:
         if handler is not None:
             self._tell(handler.attribute, handler.decode(desired))
 
-    def answers(self, name: str) -> bool:
+    def takes(self, name: str) -> bool:
         """Whether the agent carries out commands of this name itself."""
         return name in self._handlers.commands
 
-    def carry_out(self, command: Command) -> None:
-        """Call the handler of a command that is stored and queued."""
+    def execute(self, command: Command) -> None:
+        """Call the handler of a command that is stored."""
         handler = self._handlers.commands[command.name]
         job = Job(handler.title, handler.attribute, command=command)
         try:

@@ -9,11 +9,11 @@ import msgspec
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.agents.book import CommandBook, Host
+from bridge.agents.book import CommandBook, Host, Staged
 from bridge.agents.effects import Effects, Seat, StoredState
 from bridge.agents.logic import Job
 from bridge.agents.services import Services
-from bridge.commands import Command, CommandRequest
+from bridge.commands import Command, CommandRequest, CommandStatus
 from bridge.profiles import Profile
 from bridge.readings import Reading
 from bridge.storage.agents import AgentState, load_agent
@@ -90,13 +90,15 @@ class BridgeWorld:
     # ------------------------------------------------------------------ what came of a job
 
     async def begin(self, command: Command) -> bool:
-        """Commands go to the device only, so far."""
-        return not command.status.final
+        """`in_progress` is stored before the agent does anything, so that a crash does not have it done twice."""
+        return await self._device.book.begin(command)
 
     async def commit(self, job: Job, effects: Effects, state_name: str) -> None:
         """Store it all in one transaction; then settle, send and publish."""
         services, device, message = self._services, self._device, job.message
-        changes = [device.book.stage(command, "agent") for command in effects.commands]
+        changes: list[Staged[Any]] = [device.book.stage(command, "agent") for command in effects.commands]
+        if (answer := effects.answer) is not None:
+            changes.append(device.book.stage_end(answer.command, answer.status, answer.result, answer.error))
         if message is None and not changes and effects.state is None:
             self._publish(effects)
             return
@@ -133,6 +135,8 @@ class BridgeWorld:
         """Nothing comes of `job`: its message becomes a dead letter, its command fails."""
         if job.message is not None:
             self._services.refuse_message(job.message, reason, text)
+        elif job.command is not None:
+            self._device.book.report(job.command.command_id, CommandStatus.FAILED, error=text)
         elif reason != "agent_error":  # that one is in the log already
             log.warning(
                 "an agent was not called", handler=job.title, device=self._device.id, reason=reason, detail=text

@@ -68,6 +68,9 @@ def test_the_cold_chain_commands_its_compressor_and_answers_an_operator(bridge: 
         device.publish_acknowledged("devices/cold-1/command/response", json.dumps(answer))
         assert first(received, "alarm")["text"] == "compressor: jammed"
         assert bridge.rows("SELECT json_extract(state, '$.cooling') FROM agent_states") == [(0,)]
+        device.publish_acknowledged("devices/cold-1/telemetry", '{"temperature": -20.5}')
+        sent = bridge.run("send", "cold-1", "defrost", '{"minutes": 5}')
+        assert (sent.returncode, "succeeded" in sent.stdout) == (0, True), sent.stdout + sent.stderr
 
 
 def test_the_anomaly_detector_computes_elsewhere(bridge: BridgeProcess) -> None:

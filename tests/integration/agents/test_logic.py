@@ -13,8 +13,10 @@ from sqlalchemy import select, text
 
 from bridge import Agent, Command, Transition, every, on
 from bridge.agents.services import Rules
+from bridge.commands import CommandRequest, CommandStatus
 from bridge.receipts import Outcome, Receipt
 from bridge.storage import tables
+from bridge.storage.commands import get_command
 from tests.integration.agents.house import House, Line, house
 from tests.integration.agents.test_agents import count, until
 
@@ -206,6 +208,93 @@ async def test_commands_go_out_after_the_commit_and_their_end_comes_back(url: st
             await asyncio.sleep(0.01)
         assert await told()
         assert built.bodies("devices/f1/command/status")[0]["cause"] == "agent"
+
+
+class Operator(Agent):
+    """Carries out commands in the device's place."""
+
+    class State(msgspec.Struct):
+        done: int = 0
+
+    @on.command("defrost")
+    async def defrost(self, minutes: int, wait: bool = False) -> dict[str, int]:
+        Freezer.calls += 1
+        if wait:
+            await Freezer.gate.wait()
+        self.state.done += 1
+        if minutes > 60:
+            raise ValueError("that is too long")
+        await self.command("fan", {"on": False})
+        return {"minutes": minutes}
+
+
+def defrosts(built: House) -> list[tuple[str, str]]:
+    """The steps of commands named `defrost`, each with its cause."""
+    bodies = built.bodies("devices/f1/command/status")
+    return [(body["status"], body["cause"]) for body in bodies if body["name"] == "defrost"]
+
+
+async def test_the_agent_carries_out_a_command_in_its_place_with_state_and_end_in_one_commit(url: str) -> None:
+    async with house(url, RULES, Operator) as built:
+        built.router.attached("f1", Line(), listening=True)
+        command, _ = await built.router.send("f1", CommandRequest("defrost", {"minutes": 5}, id="k"), "api")
+        await until(lambda: len(built.bodies("devices/f1/command/request")) == 1)
+        assert built.bodies("devices/f1/command/request")[0]["name"] == "fan"
+        steps = ["queued", "sent", "in_progress", "succeeded"]
+        assert defrosts(built) == list(zip(steps, ["api", "agent", "agent", "agent"], strict=True))
+        assert await stored(built, agent="Operator") == {"done": 1}
+        found = await built.database.read(lambda connection: get_command(connection, command.command_id))
+        assert found is not None
+        assert (found.status, found.result) == (CommandStatus.SUCCEEDED, {"minutes": 5})
+        # The same key is the same command: it is not carried out again.
+        await built.router.send("f1", CommandRequest("defrost", {"minutes": 5}, id="k"), "api")
+        assert len(defrosts(built)) == 4
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        ({"minutes": "x"}, "Expected `int`, got `str` - at `$.minutes`"),
+        (None, "Object missing required field `minutes`"),
+        ({"minutes": 90}, "Operator.defrost: ValueError: that is too long"),
+    ],
+)
+async def test_what_the_agent_cannot_carry_out_has_failed(url: str, args: Any, error: str) -> None:
+    async with house(url, RULES, Operator) as built:
+        command, _ = await built.router.send("f1", CommandRequest("defrost", args), "api")
+        await until(lambda: defrosts(built) and defrosts(built)[-1][0] == "failed")
+        found = await built.database.read(lambda connection: get_command(connection, command.command_id))
+        assert found is not None
+        assert found.error == error
+        assert await stored(built, agent="Operator") is None
+        assert await count(built, tables.commands) == 1
+
+
+async def test_a_command_that_was_begun_is_not_carried_out_again_after_a_restart(url: str, gate: asyncio.Event) -> None:
+    request = CommandRequest("defrost", {"minutes": 1, "wait": True}, ttl=1.5)
+    async with house(url, RULES, Operator) as built:
+        await built.router.send("f1", request, "api")
+        await built.router.send("f1", CommandRequest("defrost", {"minutes": 2}, ttl=60), "api")
+        await until(lambda: Freezer.calls == 1)
+        await built.router.stop(0.1)
+    gate.set()
+    async with house(url, RULES, Operator) as built:
+        await until(lambda: {status for status, _ in defrosts(built)} >= {"succeeded", "expired"})
+        # The one that waited is carried out, the one that was begun is left to its deadline.
+        assert Freezer.calls == 2
+        assert await stored(built, agent="Operator") == {"done": 1}
+
+
+async def test_a_command_is_begun_once_however_often_it_is_sent(url: str, gate: asyncio.Event) -> None:
+    async with house(url, RULES, Operator) as built:
+        await built.router.send("f1", CommandRequest("defrost", {"minutes": 1, "wait": True}), "api")
+        await until(lambda: Freezer.calls == 1)
+        behind = CommandRequest("defrost", {"minutes": 2}, attempts=5, retry_after=0.01)
+        await built.router.send("f1", behind, "api")
+        await until(lambda: defrosts(built).count(("sent", "retry")) > 0)
+        gate.set()
+        await until(lambda: len([step for step, _ in defrosts(built) if step == "succeeded"]) == 2)
+        assert (await stored(built, agent="Operator")) == {"done": 2}
 
 
 class Watchdog(Agent):
