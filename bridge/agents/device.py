@@ -252,16 +252,27 @@ class Device:
         """The registry has changed: the profile, if one is given, and whether the device may take part."""
         before, self.admission = self.admission, admission
         if profile is not None and profile != self.profile.name:
+            before_agent = self.profile.agent
             self.profile = self._services.profiles.get(profile)
-            self.logic = self._new_logic()
-            if self.logic is not None and self.logic.keeps_time:
-                self.logic.build()
+            if self.profile.agent != before_agent:
+                self._change_logic()
         if before is Admission.UNKNOWN and admission is not before:
             self._changed = True
             strangers, self._strangers = self._strangers or {}, None
             for link, listening in strangers.items():
                 self.attached(link, listening=listening)
         self._host.call_before(self._services.clock())
+
+    def _change_logic(self) -> None:
+        """Another class from now on. What waits for the one before is finished by it."""
+        before, self.logic = self.logic, self._new_logic()
+        if self.commands is not None:
+            self.commands.executor = self.logic
+        if self.logic is not None:
+            if before is not None:
+                self.logic.follow(before)
+            if self.logic.keeps_time:
+                self.logic.build()
 
     def removed(self) -> None:
         """The registry forgets the device: nothing of it is stored any more."""

@@ -124,7 +124,7 @@ class Logic:
     """
 
     __slots__ = (
-        "_agent", "_class", "_control", "_data", "_failures", "_handlers", "_loaded", "_rules", "_stored", "_task",
+        "_agent", "_before", "_class", "_control", "_data", "_failures", "_handlers", "_loaded", "_rules", "_stored", "_task",
         "_timers", "_timers_waiting", "_world", "doing",
     )  # fmt: skip
 
@@ -142,6 +142,7 @@ class Logic:
         self._data: deque[Job] = deque()
         self._failures = Limit(rules.restarts, rules.restart_window)
         self._task: asyncio.Task[None] | None = None
+        self._before: Logic | None = None
         self.doing = ""
         """The handler that is running, for those who ask what an agent is waiting for."""
 
@@ -251,6 +252,11 @@ class Logic:
 
     # ------------------------------------------------------------------ life
 
+    def follow(self, before: Logic) -> None:
+        """Take the place of another class's logic, which first finishes what it has to do."""
+        self._before = before
+        self._wake()
+
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is being handled."""
@@ -263,6 +269,8 @@ class Logic:
 
     def abandon(self) -> None:
         """Stop at once. What waits is not acknowledged: the senders still have it."""
+        if self._before is not None:
+            self._before.abandon()
         if self._task is not None:
             self._task.cancel()
 
@@ -273,6 +281,9 @@ class Logic:
     async def _run(self) -> None:
         job: Job | None = None
         try:
+            if self._before is not None:
+                await self._before.finish()
+                self._before = None
             while self._control or self._data:
                 job = (self._control or self._data).popleft()
                 await self._handle(job)

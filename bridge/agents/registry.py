@@ -34,7 +34,7 @@ class Registry:
         self._services = services
         self._router = router
         self._database = database
-        self._credentials: Loader[list[Credential]] = Loader(database, stored.load_credentials)
+        self._credentials: Loader[str, list[Credential]] = Loader(database, stored.load_credentials)
         self.kick: Callable[[str, str], int]
         """Set by the composition root: closes the connections of a user, with a cause."""
 

@@ -24,9 +24,11 @@ from bridge.messages import Kind, Message, Publish
 from bridge.profiles import Profile, Profiles
 from bridge.receipts import Receipt
 from bridge.registry import Admission
+from bridge.storage.agents import AgentLoader
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.devices import DeviceLoader
 from bridge.storage.loader import Loader
+from bridge.storage.telemetry import KnownIds
 from bridge.storage.twins import fetch
 from bridge.storage.writer import Writer
 from bridge.topics import Topics
@@ -89,10 +91,12 @@ class Services:
     __slots__ = (
         "_refusals_logged",
         "_waiters",
+        "agent_loader",
         "census",
         "clock",
         "epoch_floor",
         "feed",
+        "known_ids",
         "loader",
         "logic_classes",
         "logic_rules",
@@ -126,6 +130,8 @@ class Services:
         what `Profile.agent` calls them. `unknown`: how a device is taken that is heard of for the first time."""
         self.writer = writer
         self.loader = loader
+        self.agent_loader: Final = AgentLoader(loader.database)
+        self.known_ids: Final = KnownIds(loader.database)
         self.topics = topics
         self.rules = rules
         self.clock = clock
@@ -141,7 +147,7 @@ class Services:
         self.feed: Final = Feed(writer, clock)
         self.epoch_floor = 0
         """Every epoch of presence must be larger."""
-        self.twins: Final[Loader[Twin]] = Loader(loader.database, fetch)
+        self.twins: Final[Loader[str, Twin]] = Loader(loader.database, fetch)
         self.pings = Pacer(rules.ping_rate)
         self.publish: Publish
         self.rollout_news: Callable[[str, str, CommandStatus], None] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, final
 
@@ -16,9 +17,8 @@ from bridge.agents.services import Services
 from bridge.commands import Command, CommandRequest, CommandStatus
 from bridge.profiles import Profile
 from bridge.readings import Reading
-from bridge.storage.agents import AgentState, load_agent
+from bridge.storage.agents import AgentState
 from bridge.storage.deadletters import DeadLetter
-from bridge.storage.telemetry import known_ids
 
 log = structlog.get_logger(__name__)
 
@@ -76,16 +76,14 @@ class BridgeWorld:
 
     async def load(self, state_name: str) -> StoredState | None:
         """The stored state, None if there is none yet."""
-        row = await self._services.loader.database.read(
-            lambda connection: load_agent(connection, self._device.id, state_name)
-        )
+        row = await self._services.agent_loader.load((self._device.id, state_name))
         return None if row is None else StoredState(row.version, row.state, _timers.decode(row.timers))
 
     async def known(self, stream: str, message_ids: list[str]) -> set[str]:
         """Which of these ids are those of stored readings."""
-        return await self._services.loader.database.read(
-            lambda connection: known_ids(connection, self._device.id, stream, message_ids)
-        )
+        load = self._services.known_ids.load
+        found = await asyncio.gather(*(load((self._device.id, stream, message_id)) for message_id in message_ids))
+        return {message_id for message_id, known in zip(message_ids, found, strict=True) if known}
 
     # ------------------------------------------------------------------ what came of a job
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, final
 
-from sqlalchemy import select
+import msgspec
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bridge.storage.database import Database
+from bridge.storage.loader import Loader
 from bridge.storage.tables import agent_states
 
 
@@ -21,7 +24,7 @@ class AgentState(NamedTuple):
     due: float | None
 
 
-_COLUMNS: Final = (
+_STATES: Final = select(
     agent_states.c.device_id,
     agent_states.c.agent,
     agent_states.c.version,
@@ -29,13 +32,32 @@ _COLUMNS: Final = (
     agent_states.c.timers,
     agent_states.c.due,
 )
+# One parameter for any number of keys, as for devices.
+_LOAD: Final = {
+    "sqlite": _STATES.where(
+        text("(device_id, agent) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:keys))"),
+    ),
+    "postgresql": _STATES.where(
+        text(
+            "(device_id, agent) IN"
+            " (SELECT value ->> 0, value ->> 1 FROM json_array_elements(CAST(:keys AS json)) AS k(value))"
+        ),
+    ),
+}
 
 
-async def load_agent(connection: AsyncConnection, device_id: str, agent: str) -> AgentState | None:
-    """What the agent class of this name keeps of a device, None if nothing yet."""
-    query = select(*_COLUMNS).where(agent_states.c.device_id == device_id, agent_states.c.agent == agent)
-    row = (await connection.execute(query)).one_or_none()
-    return None if row is None else AgentState(*row)
+async def _load(connection: AsyncConnection, keys: list[tuple[str, str]]) -> dict[tuple[str, str], AgentState]:
+    parameters = {"keys": msgspec.json.encode(keys).decode()}
+    states = [AgentState(*row) for row in await connection.execute(_LOAD[connection.dialect.name], parameters)]
+    return {(state.device_id, state.agent): state for state in states}
+
+
+@final
+class AgentLoader(Loader[tuple[str, str], AgentState]):
+    """Loads what agents keep, by device and the agent class's name."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database, _load)
 
 
 async def waiting_for_time(connection: AsyncConnection, agents: list[str]) -> list[tuple[str, float]]:

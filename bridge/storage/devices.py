@@ -74,12 +74,11 @@ def among(dialect: str) -> TextClause:
 
 
 @final
-class DeviceLoader(Loader[DeviceSnapshot]):
+class DeviceLoader(Loader[str, DeviceSnapshot]):
     """Loads devices."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database, load_devices)
-        self.database = database
 
 
 async def count_by_status(connection: AsyncConnection) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Look-ups by id that are asked one at a time and answered together."""
+"""Reading by key, everything that is asked for at the same time in one query."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.storage.database import Database
 
-T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+Query = Callable[[AsyncConnection, list[K]], Awaitable[Mapping[K, V]]]
+"""Reads many keys at once; those that are not there are left out."""
 
 
-class Loader(Generic[T]):
-    """Loads what belongs to device ids, all those asked for together in one query.
+class Loader(Generic[K, V]):
+    """While a query is under way further requests wait for the next one: a thousand cold devices that speak at once
+    cost a few queries."""
 
-    While a query is under way further requests wait for the next one: a thousand cold devices that speak at once cost
-    a few queries.
-    """
-
-    def __init__(
-        self, database: Database, query: Callable[[AsyncConnection, list[str]], Awaitable[Mapping[str, T]]]
-    ) -> None:
-        """`query` finds what belongs to some ids."""
-        self._database = database
+    def __init__(self, database: Database, query: Query[K, V]) -> None:
+        self.database = database
         self._query = query
-        self._wanted: dict[str, list[asyncio.Future[T | None]]] = {}
+        self._wanted: dict[K, list[asyncio.Future[V | None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self.queries = 0
 
-    async def load(self, device_id: str) -> T | None:
-        """What is stored, None if there is nothing. Raises StorageUnavailableError."""
-        return await self.request(device_id)
+    async def load(self, key: K) -> V | None:
+        """What is stored under `key`, None if nothing is. Raises StorageUnavailableError."""
+        return await self.request(key)
 
-    def request(self, device_id: str) -> asyncio.Future[T | None]:
+    def request(self, key: K) -> asyncio.Future[V | None]:
         """The same for those who cannot wait."""
-        future: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
-        self._wanted.setdefault(device_id, []).append(future)
+        future: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
+        self._wanted.setdefault(key, []).append(future)
         if self._task is None:
             # A task starts in the next turn of the loop, so it finds all requests of this one.
             self._task = asyncio.create_task(self._run(), name="loader")
@@ -52,11 +50,10 @@ class Loader(Generic[T]):
             self._task = None
             _cancel(self._wanted)
 
-    async def _answer(self, wanted: dict[str, list[asyncio.Future[T | None]]]) -> None:
+    async def _answer(self, wanted: dict[K, list[asyncio.Future[V | None]]]) -> None:
         self.queries += 1
-        ids = list(wanted)
         try:
-            found = await self._database.read(lambda connection: self._query(connection, ids))
+            found = await self.database.read(lambda connection: self._query(connection, list(wanted)))
         except Exception as error:  # noqa: BLE001 - it is raised where the result is waited for
             for futures in wanted.values():
                 for future in futures:
@@ -66,13 +63,13 @@ class Loader(Generic[T]):
             _cancel(wanted)
             raise
         else:
-            for device_id, futures in wanted.items():
+            for key, futures in wanted.items():
                 for future in futures:
                     if not future.done():
-                        future.set_result(found.get(device_id))
+                        future.set_result(found.get(key))
 
 
-def _cancel(wanted: dict[str, list[asyncio.Future[T | None]]]) -> None:
+def _cancel(wanted: dict[K, list[asyncio.Future[V | None]]]) -> None:
     for futures in wanted.values():
         for future in futures:
             future.cancel()

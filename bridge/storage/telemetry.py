@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, final
 
-from sqlalchemy import BigInteger, BindParameter, Double, func, literal, select, tuple_
+import msgspec
+from sqlalchemy import BigInteger, BindParameter, Double, func, literal, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.storage.tables import message_ids, telemetry
+from bridge.storage.database import Database
+from bridge.storage.loader import Loader
+from bridge.storage.tables import telemetry
 
-_IDS_AT_ONCE: Final = 500
-"""In one query."""
+MessageKey = tuple[str, str, str]
+
+# Where the writer looks as well. One parameter for any number of keys.
+_KNOWN: Final = {
+    "sqlite": text(
+        "SELECT t.device_id, t.stream, t.message_id FROM json_each(:keys) AS k CROSS JOIN telemetry AS t"
+        " WHERE t.device_id = k.value ->> 0 AND t.stream = k.value ->> 1 AND t.message_id = k.value ->> 2"
+        " AND t.message_id IS NOT NULL"  # or the index is not used
+    ),
+    "postgresql": text(
+        "SELECT m.device_id, m.stream, m.message_id FROM json_array_elements(CAST(:keys AS json)) AS k(value)"
+        " JOIN message_ids AS m"
+        " ON m.device_id = k.value ->> 0 AND m.stream = k.value ->> 1 AND m.message_id = k.value ->> 2"
+    ),
+}
 
 
 class StoredReading(NamedTuple):
@@ -50,19 +65,18 @@ async def readings(
     return [StoredReading(*row) for row in await connection.execute(query)]
 
 
-async def known_ids(connection: AsyncConnection, device_id: str, stream: str, ids: Sequence[str]) -> set[str]:
-    """Which of these are ids of stored readings of the stream."""
-    # Where the writer looks as well.
-    table = message_ids if connection.dialect.name == "postgresql" else telemetry
-    known: set[str] = set()
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        query = select(table.c.message_id).where(
-            table.c.device_id == device_id,
-            table.c.stream == stream,
-            table.c.message_id.in_(ids[start : start + _IDS_AT_ONCE]),
-        )
-        known.update((await connection.execute(query)).scalars())
-    return known
+async def _known(connection: AsyncConnection, keys: list[MessageKey]) -> dict[MessageKey, bool]:
+    parameters = {"keys": msgspec.json.encode(keys).decode()}
+    found = await connection.execute(_KNOWN[connection.dialect.name], parameters)
+    return dict.fromkeys(found, True)
+
+
+@final
+class KnownIds(Loader[MessageKey, bool]):
+    """Tells which readings are stored already, by device, stream and message id; True for those that are."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database, _known)
 
 
 def _key(of: tuple[float, int]) -> tuple[BindParameter[float], BindParameter[int]]:

@@ -166,6 +166,14 @@ async def test_a_redelivered_reading_causes_nothing_also_after_a_restart(url: st
         assert await count(built, tables.telemetry) == 2
 
 
+async def test_what_many_agents_ask_the_database_at_once_is_one_query(url: str) -> None:
+    async with house(url, RULES, Freezer) as built:
+        receipts = [send(built, {"id": "a"}, device=f"f{n}") for n in range(100)]
+        assert await settled(*receipts) == {Outcome.COMMITTED}
+        assert built.services.agent_loader.queries <= 3
+        assert built.services.known_ids.queries <= 5
+
+
 async def test_the_device_s_protocol_goes_on_while_a_handler_waits(url: str, gate: asyncio.Event) -> None:
     rules = Rules(ping_interval=0.1, mailbox_limit=2)
     async with house(url, rules, Freezer) as built:
