@@ -276,6 +276,9 @@ class Device:
 
     def removed(self) -> None:
         """The registry forgets the device: nothing of it is stored any more."""
+        if self.logic is not None:
+            self.logic.abandon()
+            self.logic = None
         self.admission = Admission.UNKNOWN
         self._changed = False
 

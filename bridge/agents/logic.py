@@ -124,8 +124,8 @@ class Logic:
     """
 
     __slots__ = (
-        "_agent", "_before", "_class", "_control", "_data", "_failures", "_handlers", "_loaded", "_rules", "_stored", "_task",
-        "_timers", "_timers_waiting", "_world", "doing",
+        "_agent", "_before", "_class", "_control", "_data", "_failures", "_handlers", "_loaded", "_rules", "_stored",
+        "_task", "_timers", "_timers_waiting", "_world", "doing",
     )  # fmt: skip
 
     def __init__(self, agent_class: type[Agent], handlers: Handlers, world: World, rules: LogicRules) -> None:

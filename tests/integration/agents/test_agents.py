@@ -51,10 +51,10 @@ async def test_a_thousand_messages_for_a_cold_device_load_its_state_once(url: st
         loads = 0
         load = built.services.loader.load
 
-        async def counted(device_id: str) -> Any:
+        async def counted(key: str) -> Any:
             nonlocal loads
             loads += 1
-            return await load(device_id)
+            return await load(key)
 
         built.services.loader.load = counted  # type: ignore[method-assign]  # counts, then does the real thing
         receipts = [built.receive("devices/d1/telemetry", b'{"n": %d}' % n) for n in range(1000)]

@@ -12,8 +12,10 @@ import pytest_asyncio
 from sqlalchemy import select, text
 
 from bridge import Agent, Command, Transition, every, on
+from bridge.agents.handlers import Handlers
 from bridge.agents.services import Rules
 from bridge.commands import CommandRequest, CommandStatus
+from bridge.profiles import Profile
 from bridge.receipts import Outcome, Receipt
 from bridge.storage import tables
 from bridge.storage.commands import get_command
@@ -303,6 +305,33 @@ async def test_a_command_is_begun_once_however_often_it_is_sent(url: str, gate: 
         gate.set()
         await until(lambda: len([step for step, _ in defrosts(built) if step == "succeeded"]) == 2)
         assert (await stored(built, agent="Operator")) == {"done": 2}
+
+
+async def test_another_class_takes_over_when_the_one_before_is_done(url: str, gate: asyncio.Event) -> None:
+    async with house(url, RULES, Freezer) as built:
+        waiting = [send(built, {"wait": True}), send(built, {})]
+        await until(lambda: Freezer.calls == 1)
+        built.services.logic_classes["operator"] = (Operator, Handlers(Operator))
+        built.services.profiles._by_name["operator"] = Profile("operator", agent="operator")
+        built.router.tell("f1", lambda device: device.registered("operator", device.admission))
+        await built.router.send("f1", CommandRequest("defrost", {"minutes": 1}), "api")
+        assert await settled(send(built, {})) == {Outcome.COMMITTED}  # a stream that the new class does not handle
+        await until(lambda: ("sent", "agent") in defrosts(built))
+        assert ("in_progress", "agent") not in defrosts(built)
+        gate.set()
+        assert await settled(*waiting) == {Outcome.COMMITTED}
+        await until(lambda: ("succeeded", "agent") in defrosts(built))
+        assert (await stored(built))["count"] == 2
+        assert await stored(built, agent="Operator") == {"done": 1}
+
+
+async def test_nothing_is_left_of_a_device_that_is_deleted(url: str) -> None:
+    async with house(url, Rules(), Watchdog) as built:
+        await settled(send(built, {}))
+        assert await stored(built, agent="Watchdog") is not None
+        await built.registry.delete("f1")
+        assert await stored(built, agent="Watchdog") is None
+        assert built.router.find("f1") is None
 
 
 class Watchdog(Agent):
