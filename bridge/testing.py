@@ -30,6 +30,7 @@ from bridge.presence import Status, Transition
 from bridge.readings import decode
 from bridge.receipts import Ledger, Receipt
 from bridge.topics import Topics
+from bridge.twin import Limits, Part, Patch, Twin
 
 __all__ = ["Commanded", "Harness", "Published", "harness"]
 
@@ -99,6 +100,8 @@ class Harness(Generic[A_co]):
         """What the agent has sent its device."""
         self.published: list[Published] = []
         """What it has published."""
+        self.twin = Twin()
+        """The device's twin."""
         self.stored = stored
         """Its state as it would be found after a restart."""
         self._class = agent
@@ -131,6 +134,7 @@ class Harness(Generic[A_co]):
 
     async def desired(self, desired: Any) -> None:
         """The twin's desired part is now `desired`."""
+        self.twin = msgspec.structs.replace(self.twin, desired=desired)
         self._logic.desired_changed(msgspec.json.encode(desired).decode())
         await self._settle()
 
@@ -170,6 +174,13 @@ class Harness(Generic[A_co]):
         """The bridge is restarted: the agent is built anew from what is stored."""
         self._logic = self._new_logic()
         await self._begin()
+
+    def patch(self, part: Part, changes: dict[str, Any]) -> None:
+        """The twin is changed, by the agent; of a change of desired it is told."""
+        before = self.twin
+        self.twin = before.patched(part, Patch(changes), self.now, Limits())
+        if self.twin.desired != before.desired:
+            self._logic.desired_changed(msgspec.json.encode(self.twin.desired).decode())
 
     # ------------------------------------------------------------------
 
@@ -255,6 +266,8 @@ class _World:
             self.open.append(command)
             device.commands.append(Commanded(command.name, command.args, command.expires_at - command.created_at))
         device.published += [Published(p.topic, _shown(p.payload), p.qos, p.retain) for p in effects.publications]
+        for part, patch in effects.patches:
+            device.patch(part, patch)
         if effects.answer is not None:
             self.result = effects.answer.result
 

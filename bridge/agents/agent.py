@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from bridge.agents.effects import Publication, Seat
+from bridge.twin import Part
 
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
@@ -26,8 +27,8 @@ class HasState(Protocol[S_co]):
 class Agent:
     """Device logic. One instance per device, whose handlers (see `on` and `every`) are called one at a time.
 
-    What a handler does, by `command`, `publish`, `after` or by changing `self.state`, is kept back while it runs and
-    committed together with the message that it was called for, in one transaction. If it raises, nothing of it
+    What a handler does, by `command`, `publish`, `desire`, `after` or by changing `self.state`, is kept back while it
+    runs and committed together with the message that it was called for, in one transaction. If it raises, nothing of it
     happens: the message becomes a dead letter with the error's text, and the agent is built anew with its last
     committed state. `RefusedError` refuses the message only, and is not counted as a failure.
 
@@ -122,6 +123,19 @@ class Agent:
             case _:
                 data = msgspec.json.encode(payload)
         effects.publications.append(Publication(topic, data, qos, retain))
+
+    async def desire(self, patch: dict[str, Any]) -> None:
+        """Ask the device to be otherwise: a merge patch (RFC 7396) of its twin's desired part."""
+        self._patch(Part.DESIRED, patch)
+
+    async def report(self, patch: dict[str, Any]) -> None:
+        """Say how the device is, in its place: a merge patch of its twin's reported part."""
+        self._patch(Part.REPORTED, patch)
+
+    def _patch(self, part: Part, patch: dict[str, Any]) -> None:
+        effects = self._seat.open_effects
+        effects.check_room()
+        effects.patches.append((part, msgspec.json.decode(msgspec.json.encode(patch), type=dict[str, Any])))
 
     def topic(self, name: str) -> str:
         """The device's own topic `name`."""

@@ -10,9 +10,10 @@ import structlog
 
 from bridge.agents.offload import Offload
 from bridge.commands import Command, CommandStatus
+from bridge.twin import Document, Part
 
 MAX_EFFECTS: Final = 1_000
-"""Commands and publications of one handler: an endless loop must not fill the memory."""
+"""Commands, publications and patches of one handler: an endless loop must not fill the memory."""
 
 
 @final
@@ -54,12 +55,14 @@ class StoredState(msgspec.Struct, frozen=True):
 class Effects:
     """Gathered while one message is handled."""
 
-    __slots__ = ("answer", "commands", "publications", "state", "timers")
+    __slots__ = ("answer", "commands", "patches", "publications", "state", "timers")
 
     def __init__(self, timers: dict[str, float]) -> None:
         """`timers` is what is set already."""
         self.commands: list[Command] = []
         self.publications: list[Publication] = []
+        self.patches: list[tuple[Part, Document]] = []
+        """Merge patches of the twin."""
         self.timers = dict(timers)
         self.answer: Answer | None = None
         self.state: StoredState | None = None
@@ -68,12 +71,12 @@ class Effects:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return not (self.commands or self.answer or self.state)
+        return not (self.commands or self.patches or self.answer or self.state)
 
     def check_room(self) -> None:
         """Raises RuntimeError when the handler has done too much."""
-        if len(self.commands) + len(self.publications) >= MAX_EFFECTS:
-            raise RuntimeError(f"more than {MAX_EFFECTS} commands and publications from one message")
+        if len(self.commands) + len(self.publications) + len(self.patches) >= MAX_EFFECTS:
+            raise RuntimeError(f"more than {MAX_EFFECTS} commands, publications and patches from one message")
 
 
 @final

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any, Final, Protocol, final
 
 import msgspec
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.agents.book import Host
+from bridge.agents.book import Host, Staged
 from bridge.agents.services import Services
 from bridge.errors import RefusedError, StorageUnavailableError, VersionConflictError
 from bridge.messages import Message
@@ -17,6 +18,8 @@ from bridge.receipts import Outcome
 from bridge.storage import twins as stored
 from bridge.storage.twins import Change
 from bridge.twin import Document, Part, Patch, Twin, decode, same
+
+log = structlog.get_logger(__name__)
 
 RETRY: Final = 1.0
 """Seconds between two tries to read a twin while the database is away."""
@@ -83,6 +86,22 @@ class DeviceTwin:
                 done.set_exception(result)
 
         self._submit(Part.DESIRED, patch, self._services.clock()).add_done_callback(committed)
+
+    def stage(self, part: Part, changes: Document) -> Staged[Change | RefusedError]:
+        """Change a part together with what caused it."""
+        device_id, services, at = self._device.id, self._services, self._services.clock()
+
+        async def change(connection: AsyncConnection) -> Change | RefusedError:
+            return await stored.change(connection, device_id, part, Patch(changes), at, services.rules.twin_limits)
+
+        def committed(result: Change | RefusedError) -> None:
+            if isinstance(result, Change):
+                services.census.twins[part.value] += result.after is not result.before
+                self._changed(result)
+            else:
+                log.warning("a patch by device logic was refused", device=device_id, part=part.value, error=str(result))
+
+        return change, committed
 
     def _submit(
         self, part: Part, patch: Patch, at: float, once: tuple[str, int] | None = None

@@ -14,6 +14,7 @@ from bridge.agents.book import CommandBook, Host, Staged
 from bridge.agents.effects import Effects, Seat, StoredState
 from bridge.agents.logic import Job
 from bridge.agents.services import Services
+from bridge.agents.twin import DeviceTwin
 from bridge.commands import Command, CommandRequest, CommandStatus
 from bridge.profiles import Profile
 from bridge.readings import Reading
@@ -34,6 +35,10 @@ class Subject(Protocol):
     @property
     def book(self) -> CommandBook:
         """Its commands."""
+
+    @property
+    def twin(self) -> DeviceTwin:
+        """Its twin."""
 
     def new_command(self, request: CommandRequest, now: float) -> Command:
         """The command that `request` asks of it."""
@@ -95,6 +100,7 @@ class BridgeWorld:
         """Store it all in one transaction; then settle, send and publish."""
         services, device, message = self._services, self._device, job.message
         changes: list[Staged[Any]] = [device.book.stage(command, "agent") for command in effects.commands]
+        changes += [device.twin.stage(part, patch) for part, patch in effects.patches]
         if (answer := effects.answer) is not None:
             changes.append(device.book.stage_end(answer.command, answer.status, answer.result, answer.error))
         if message is None and not changes and effects.state is None:

@@ -307,6 +307,40 @@ async def test_a_command_is_begun_once_however_often_it_is_sent(url: str, gate: 
         assert (await stored(built, agent="Operator")) == {"done": 2}
 
 
+class Thermostat(Agent):
+    """Goes by the twin."""
+
+    class State(msgspec.Struct):
+        target: float = 0.0
+
+    @on.telemetry()
+    async def reading(self, m: Reading) -> None:
+        await self.desire({"target": m.temperature, "old": None})
+        if m.broken:
+            raise ZeroDivisionError("on purpose")
+
+    @on.desired
+    async def wanted(self, desired: dict[str, float]) -> None:
+        self.state.target = desired["target"]
+        await self.report({"target": desired["target"]})
+
+
+async def test_the_twin_is_changed_with_the_message_and_changes_are_told(url: str) -> None:
+    async with house(url, RULES, Thermostat) as built:
+        good, bad = send(built, {"temperature": 7}), send(built, {"temperature": 8, "broken": True})
+        assert await settled(good) == {Outcome.COMMITTED}
+        assert await settled(bad) == {Outcome.DEAD_LETTERED}
+        await until(lambda: [body["reported"] for body in built.bodies("devices/f1/state")] == [{}, {"target": 7.0}])
+        assert [body["desired"] for body in built.bodies("devices/f1/state")] == [{"target": 7.0}] * 2
+        assert await stored(built, agent="Thermostat") == {"target": 7.0}
+        # An operator's patch as well; what the agent cannot read it is not told, and the operator is.
+        await settled(send(built, {"target": 9}, "state/desired"))
+        await until(lambda: built.bodies("devices/f1/state")[-1]["reported"] == {"target": 9.0})
+        await settled(send(built, {"target": "warm"}, "state/desired"))
+        await until(lambda: built.bodies("devices/f1/state/rejected"))
+        assert built.bodies("devices/f1/state/rejected")[0]["reason"] == "wrong_type"
+
+
 async def test_another_class_takes_over_when_the_one_before_is_done(url: str, gate: asyncio.Event) -> None:
     async with house(url, RULES, Freezer) as built:
         waiting = [send(built, {"wait": True}), send(built, {})]
@@ -329,6 +363,8 @@ async def test_nothing_is_left_of_a_device_that_is_deleted(url: str) -> None:
     async with house(url, Rules(), Watchdog) as built:
         await settled(send(built, {}))
         assert await stored(built, agent="Watchdog") is not None
+        await until(lambda: built.router.find("f1").messages == 1)  # type: ignore[union-attr]  # it is in memory
+        await built.writer.barrier()
         await built.registry.delete("f1")
         assert await stored(built, agent="Watchdog") is None
         assert built.router.find("f1") is None

@@ -60,6 +60,7 @@ class Freezer(Agent):
     @on.desired
     async def wanted(self, desired: Wanted) -> None:
         self.state.target = desired.target
+        await self.report({"target": desired.target, "by": {"agent": True}})
 
     @every(minutes=5)
     async def check(self) -> None:
@@ -147,6 +148,7 @@ async def test_presence_desired_and_what_became_of_a_command() -> None:
         await device.advance(seconds=30)
         assert device.state.seen == ["online", "compressor failed jammed", "compressor expired None"]
         assert device.state.target == -22
+        assert device.twin.reported == {"target": -22, "by": {"agent": True}}
         with pytest.raises(LookupError):
             await device.respond("compressor")
 
