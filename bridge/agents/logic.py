@@ -286,7 +286,16 @@ class Logic:
                 self._before = None
             while self._control or self._data:
                 job = (self._control or self._data).popleft()
-                await self._handle(job)
+                try:
+                    await self._handle(job)
+                except StorageUnavailableError:
+                    raise
+                except Exception as error:
+                    # A fault of the bridge, and it concerns this message alone: the next ones go on.
+                    log.exception("device logic could not be run", handler=job.title)
+                    self._reset(job)
+                    if not job.handed_over:
+                        self._world.refuse(job, "internal_error", _said(error))
         except (asyncio.CancelledError, StorageUnavailableError) as error:
             # The bridge stops: whatever is not committed stays with its sender. What is handed over is the writer's.
             for left in (*([job] if job and not job.handed_over else []), *self._control, *self._data):

@@ -69,7 +69,7 @@ def test_the_cold_chain_commands_its_compressor_and_answers_an_operator(bridge: 
         assert first(received, "alarm")["text"] == "compressor: jammed"
         assert bridge.rows("SELECT json_extract(state, '$.cooling') FROM agent_states") == [(0,)]
         device.publish_acknowledged("devices/cold-1/telemetry", '{"temperature": -20.5}')
-        sent = bridge.run("send", "cold-1", "defrost", '{"minutes": 5}')
+        sent = bridge.run("send", "cold-1", "defrost", "--args", '{"minutes": 5}')
         assert (sent.returncode, "succeeded" in sent.stdout) == (0, True), sent.stdout + sent.stderr
 
 
