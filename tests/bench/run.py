@@ -1,7 +1,8 @@
 """Measure the bridge beside Mosquitto in one run: `python -m tests.bench.run [names…] [--json FILE] [--quick]`.
 
-Prints the table as Markdown. The exit code says whether everything could be measured and no acknowledged message
-was lost; whether a goal is met is only printed, because a clock on a shared machine proves nothing.
+Prints the table as Markdown and writes every run to a JSON file. The exit code says whether everything could be
+measured and no acknowledged message was lost; whether a goal is met is only printed, because a clock on a shared machine
+proves nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks that were named, or all."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.run", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*SCENARIOS, []], help="which benchmarks; all if none is named")
-    parser.add_argument("--json", type=Path, help="write all runs to this file")
+    parser.add_argument(
+        "--json", type=Path, default=Path("bench.json"), help="write all runs to this file (bench.json)"
+    )
     parser.add_argument("--quick", action="store_true", help="one short round each: a sanity check, no figures")
     parser.add_argument("--peer", action="append", choices=PEERS, help="measure only this server")
     parser.add_argument("--devices", type=int, help="devices where there are many (9000; 2000 with --quick)")
@@ -70,9 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{cores}, {about['mosquitto']}, {about['date'][:10]}")
     for problem in bench.problems:
         print(f"PROBLEM: {problem}")
-    if args.json:
-        report = {"machine": about, "rows": [row.as_dict() for row in rows], "problems": bench.problems}
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    report = {"machine": about, "rows": [row.as_dict() for row in rows], "problems": bench.problems}
+    args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 1 if bench.problems else 0
 
 
