@@ -1,8 +1,8 @@
 """Measure the bridge beside Mosquitto in one run: `python -m tests.bench.run [names…] [--json FILE] [--quick]`.
 
 Prints the table as Markdown and writes every run to a JSON file. The exit code says whether everything could be
-measured and no acknowledged message was lost; whether a goal is met is only printed, because a clock on a shared machine
-proves nothing.
+measured and no acknowledged message was lost; whether a goal is met is only printed, because a clock on a shared
+machine proves nothing.
 """
 
 from __future__ import annotations
