@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench.soak import Sample, problems, slope
+from tests.bench.soak import WARM_ROWS, Sample, problems, slope
 
 
 def run(resident: list[float], online: int = 10, difference: int = 0) -> list[Sample]:
     """A run with these megabytes, one look every ten seconds."""
     return [
-        Sample(10.0 * n, int(mb * 1e6), online, {"difference": difference, "committed": n}, 5.0)
+        Sample(10.0 * n, int(mb * 1e6), online, {"difference": difference, "committed": WARM_ROWS + n}, 5.0)
         for n, mb in enumerate(resident)
     ]
 
@@ -36,3 +36,8 @@ def test_one_high_sample_is_no_growth() -> None:
 
 def test_devices_and_ledger_count_too() -> None:
     assert len(problems(run([100] * 9, online=9, difference=1), 10)) == 2
+
+
+def test_a_run_that_is_all_warm_up_tells_nothing() -> None:
+    short = [s._replace(ledger={"difference": 0, "committed": 10}) for s in run([100] * 9)]
+    assert "too short" in problems(short, 10)[0]
