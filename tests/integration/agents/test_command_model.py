@@ -195,6 +195,7 @@ class Machine(RuleBasedStateMachine):
     # ------------------------------------------------------------------ what can happen
 
     def _request(self, key: str | None, name: str, ttl: int, attempts: int) -> CommandRequest:
+        self.now += 0.001  # commands are in the order of their times: no two are sent at the same one
         return CommandRequest(name, None, key, ttl + 0.25, attempts, 2.25)
 
     sending: ClassVar[dict[str, Any]] = {
