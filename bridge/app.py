@@ -280,6 +280,7 @@ class Bridge:
             metrics=self.metrics,
             summary=self.summary,
             history=self.history,
+            sinks=self._sinks_now,
             settings=[
                 (key, value if isinstance(value, str | int | float | bool | None) else str(value), origins[key])
                 for key, value in self.settings.shown().items()
@@ -331,6 +332,37 @@ class Bridge:
             "agents": self.router.activity(),
             "ledger": self.ledger.as_dict(),
             "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
+            "database": {"dialect": self.database.dialect, "breaker": self.database.breaker.state.value},
+            "spool": self._spool_now(),
+            "sinks": self._sinks_now(),
+        }
+
+    def _sinks_now(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": sink.name,
+                "delivered": sink.delivered,
+                "refused": sink.refused,
+                "retries": sink.retries,
+                "trouble": sink.trouble,
+                "lag": round(sink.lag, 3),
+                "breaker": sink.breaker.state.value,
+            }
+            for sink in self.sinks
+        ]
+
+    def _spool_now(self) -> dict[str, Any] | None:
+        diversion = self.writer.diversion
+        if diversion is None:
+            return None
+        spool = diversion.spool
+        return {
+            "active": diversion.active,
+            "reason": diversion.reason if diversion.active else "",
+            "stuck": diversion.stuck,
+            "waiting": spool.rows,
+            "bytes": spool.bytes,
+            "dropped": spool.dropped,
         }
 
     def _figures(self) -> dict[str, float]:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from bridge import __version__
 from bridge.http import (
     commands,
+    deadletters,
     devices,
     health,
     presence,
@@ -17,6 +18,7 @@ from bridge.http import (
     rollouts,
     schedules,
     session,
+    sinks,
     stream,
     telemetry,
     tokens,
@@ -70,6 +72,8 @@ def build(context: Context) -> FastAPI:
     api.include_router(registry.routes(context))
     api.include_router(rollouts.routes(context))
     api.include_router(schedules.routes(context))
+    api.include_router(deadletters.routes(context))
+    api.include_router(sinks.routes(context))
     api.include_router(tokens.routes(access.keyring, context.database))
     app.include_router(api)
     _describe(app)

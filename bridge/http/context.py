@@ -35,6 +35,8 @@ class Context:
     metrics: Metrics
     summary: Callable[[], Mapping[str, Any]]
     history: History
+    sinks: Callable[[], Sequence[Mapping[str, Any]]]
+    """What each sink has done, as `bridge.http.sinks.SinkView`."""
     settings: Sequence[tuple[str, Any, str]]
     """Key, value and origin of each setting, secrets masked."""
     checks: Mapping[str, Check]

@@ -1,4 +1,4 @@
-"""Devices, and what was refused."""
+"""The bridge at a glance, and devices."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from bridge.http.access import ADMIN
 from bridge.http.context import Context
 from bridge.presence import Status
 from bridge.registry import Entry
-from bridge.storage import deadletters, devices, listing, registry
+from bridge.storage import devices, listing, registry
 from bridge.topics import DEVICE_ID
-
-PAYLOAD_SHOWN = 4096
-"""Bytes of a dead letter's payload that a list shows."""
 
 DeviceId = Annotated[str, Path(pattern=f"^{DEVICE_ID.pattern}$", examples=["fridge-7"])]
 
 
 def routes(context: Context) -> APIRouter:
-    """`/summary`, `/ledger`, `/settings`, `/devices`, `/dead-letters`."""
+    """`/summary`, `/ledger`, `/settings`, `/devices`."""
     api = APIRouter()
     database = context.database
 
@@ -100,25 +97,6 @@ def routes(context: Context) -> APIRouter:
         if trips is not None:
             view.round_trip = models.RoundTripView(last=trips.last, p50=trips.quantile(0.5), p99=trips.quantile(0.99))
         return view
-
-    @api.get("/dead-letters", tags=["dead letters"])
-    async def dead_letters(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> models.DeadLetterPage:
-        """Messages that were refused, the latest first."""
-        letters = await database.read(lambda connection: deadletters.list_dead_letters(connection, limit))
-        return models.DeadLetterPage(
-            dead_letters=[
-                models.DeadLetterView(
-                    id=letter.id,
-                    at=models.moment(letter.at),
-                    topic=letter.topic,
-                    device_id=letter.device_id,
-                    reason=letter.reason,
-                    error=letter.error,
-                    payload=letter.payload[:PAYLOAD_SHOWN].decode("utf-8", "backslashreplace"),
-                )
-                for letter in letters
-            ]
-        )
 
     return api
 

@@ -197,24 +197,6 @@ class ReadingPage(Model):
     next: str | None = None
 
 
-class DeadLetterView(Model):
-    """A message that was refused. `payload` is its beginning as text; what is not UTF-8 is shown as `\\xNN`."""
-
-    id: int
-    at: datetime
-    topic: str
-    device_id: str | None
-    reason: str
-    error: str
-    payload: str
-
-
-class DeadLetterPage(Model):
-    """Dead letters, the latest first."""
-
-    dead_letters: list[DeadLetterView]
-
-
 class Problem(BaseModel):
     """What went wrong (RFC 9457)."""
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, final
 
 import msgspec
-from sqlalchemy import delete, func, select
+from sqlalchemy import LargeBinary, Select, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.storage.tables import dead_letters
 
 MAX_PAYLOAD: Final = 1_048_576
 """Bytes of the payload that are kept: four times the largest packet that the broker takes unless told otherwise."""
+SHOWN: Final = 4_096
+"""Bytes of each payload that a list shows."""
 MAX_TEXT: Final = 2_000
 """Characters of the error that are kept."""
 MAX_TOPIC: Final = 65_535
@@ -65,6 +68,14 @@ _COLUMNS: Final = (
 )
 
 
+def _narrowed(query: Select[Any], reason: str | None, device_id: str | None) -> Select[Any]:
+    if reason is not None:
+        query = query.where(dead_letters.c.reason == reason)
+    if device_id is not None:
+        query = query.where(dead_letters.c.device_id == device_id)
+    return query
+
+
 async def list_dead_letters(
     connection: AsyncConnection,
     limit: int,
@@ -72,15 +83,29 @@ async def list_dead_letters(
     *,
     reason: str | None = None,
     device_id: str | None = None,
+    shown: int = MAX_PAYLOAD,
 ) -> list[DeadLetter]:
-    """The latest first; `before` is the last id of the page before. With `reason` or `device_id` only those."""
-    query = select(*_COLUMNS).order_by(dead_letters.c.id.desc()).limit(limit)
+    """The latest first; `before` is the last id of the page before. With `reason` or `device_id` only those. Of each
+    payload the first `shown` bytes: a thousand whole ones may be a gigabyte."""
+    payload = func.substr(dead_letters.c.payload, 1, shown, type_=LargeBinary)
+    columns = [payload if column is dead_letters.c.payload else column for column in _COLUMNS]
+    query = _narrowed(select(*columns), reason, device_id).order_by(dead_letters.c.id.desc()).limit(limit)
     if before is not None:
         query = query.where(dead_letters.c.id < before)
-    if reason is not None:
-        query = query.where(dead_letters.c.reason == reason)
-    if device_id is not None:
-        query = query.where(dead_letters.c.device_id == device_id)
+    return [DeadLetter(*row) for row in await connection.execute(query)]
+
+
+async def oldest(
+    connection: AsyncConnection, limit: int, *, reason: str | None = None, device_id: str | None = None
+) -> list[int]:
+    """The ids of the oldest letters, the oldest first. With `reason` or `device_id` only of those."""
+    query = _narrowed(select(dead_letters.c.id), reason, device_id).order_by(dead_letters.c.id).limit(limit)
+    return list((await connection.execute(query)).scalars())
+
+
+async def get_dead_letters(connection: AsyncConnection, letter_ids: Sequence[int]) -> list[DeadLetter]:
+    """Those of the letters that there are, the oldest first."""
+    query = select(*_COLUMNS).where(dead_letters.c.id.in_(letter_ids)).order_by(dead_letters.c.id)
     return [DeadLetter(*row) for row in await connection.execute(query)]
 
 
