@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bridge.breaker import State
+
 if TYPE_CHECKING:
     from bridge.app import Bridge
 
@@ -62,10 +64,8 @@ def install(bridge: Bridge) -> None:
         "bridge_rows_pruned", "Rows deleted because of their age.", "table", lambda: bridge.retention.deleted
     )
     _spool(bridge)
-    metrics.gauges(
-        "bridge_loop_lag_seconds", "How late the event loop was in the last minute.", "quantile",
-        lambda: {"0.5": bridge.pulse.lag(0.5), "0.99": bridge.pulse.lag(0.99)},
-    )  # fmt: skip
+    _times(bridge)
+    _database(bridge)
     metrics.gauge("bridge_connections", "Open MQTT connections.", lambda: bridge.broker.stats.connections)
     metrics.gauge("bridge_sessions", "MQTT sessions, connected or kept.", lambda: bridge.broker.stats.sessions)
     metrics.gauge("bridge_subscriptions", "MQTT subscriptions.", lambda: bridge.broker.stats.subscriptions)
@@ -79,6 +79,51 @@ def install(bridge: Bridge) -> None:
         "reason",
         lambda: bridge.broker.stats.dropped,
     )
+
+
+def _times(bridge: Bridge) -> None:
+    metrics, stats, census = bridge.metrics, bridge.writer.stats, bridge.services.census
+    metrics.histogram(
+        "bridge_message_commit_seconds",
+        "From the arrival of the oldest reading of a batch to its commit: one sample per batch.",
+        stats.delays,
+    )
+    metrics.histogram(
+        "bridge_message_settle_seconds",
+        "From the commit of a batch to the acknowledgement of all its messages: one sample per batch.",
+        stats.settles,
+    )
+    metrics.histogram("bridge_commit_seconds", "How long the commit of a batch took.", stats.commits)
+    metrics.histograms(
+        "bridge_command_step_seconds",
+        "From the acceptance of a command to each status that it reached.",
+        "status",
+        census.command_steps,
+    )
+    metrics.histogram(
+        "bridge_loop_lag_seconds", "How late the event loop was, looked at twenty times a second.", bridge.pulse.lags
+    )
+
+
+def _database(bridge: Bridge) -> None:
+    metrics, database, stats = bridge.metrics, bridge.database, bridge.writer.stats
+    metrics.gauge("bridge_database_pool_in_use", "Reading connections in use.", lambda: database.reading)
+    metrics.gauge("bridge_database_pool_size", "Reading connections at most.", lambda: database.pool_size)
+    metrics.counter("bridge_writer_retries", "Commits that failed and were tried again.", lambda: stats.retries)
+    metrics.counter("bridge_writer_refused", "Hand-overs that the database refused for good.", lambda: stats.refused)
+    breakers = {"database": database.breaker, **{f"sink {sink.name}": sink.breaker for sink in bridge.sinks}}
+    metrics.gauges(
+        "bridge_breaker_open", "1 while a backend is left alone or is just being tried again.", "backend",
+        lambda: {name: int(breaker.state is not State.CLOSED) for name, breaker in breakers.items()},
+    )  # fmt: skip
+    metrics.counters(
+        "bridge_breaker_opened", "How often a backend began to be left alone.", "backend",
+        lambda: {name: breaker.opened for name, breaker in breakers.items()},
+    )  # fmt: skip
+    metrics.counters(
+        "bridge_breaker_rejected", "Calls that were not made while a backend was left alone.", "backend",
+        lambda: {name: breaker.rejected for name, breaker in breakers.items()},
+    )  # fmt: skip
 
 
 def _spool(bridge: Bridge) -> None:

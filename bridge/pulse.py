@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from typing import Final, final
 
+from bridge.histogram import Histogram
 from bridge.receipts import Ledger
 
 LAG_STEP: Final = 0.05
@@ -21,6 +22,8 @@ class Pulse:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._lags: deque[float] = deque(maxlen=KEPT)
+        self.lags: Final = Histogram()
+        """The loop's lag since the start, in seconds."""
         self.received_per_second = 0.0
         self.committed_per_second = 0.0
 
@@ -32,7 +35,9 @@ class Pulse:
             before = loop.time()
             await asyncio.sleep(LAG_STEP)
             now = loop.time()
-            self._lags.append(max(0.0, now - before - LAG_STEP))
+            lag = max(0.0, now - before - LAG_STEP)
+            self._lags.append(lag)
+            self.lags.observe(lag)
             if now - since >= 1.0:
                 self.received_per_second = (self._ledger.received - received) / (now - since)
                 self.committed_per_second = (self._ledger.committed - committed) / (now - since)

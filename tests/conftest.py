@@ -29,6 +29,7 @@ NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "mosquitto": ("mosquitto mosquitto-clients", ("mosquitto", "mosquitto_pub", "mosquitto_sub")),
     "strace": ("strace", ("strace",)),
     "browser": ("chromium", ("chromium",)),
+    "promtool": ("prometheus", ("promtool",)),
 }
 """Marker (or fixture of the same name) → Debian's packages, and the programs that must be there."""
 

@@ -482,7 +482,10 @@ class CommandBook:
             body["result"] = command.result
         elif status is CommandStatus.FAILED:
             body["error"] = command.error
-        self._services.census.commands[status.value] += 1
+        census = self._services.census
+        census.commands[status.value] += 1
+        if status is not CommandStatus.QUEUED:
+            census.command_steps[status.value].observe(body["at"] - command.created_at)
         self._services.publish_json(self._device.id, "command/status", body, qos=1)
         self._services.command_changed(command.command_id)
         if status.final and command.rollout_id is not None and self._services.rollout_news is not None:

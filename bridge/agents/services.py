@@ -20,6 +20,7 @@ from bridge.agents.logic import LogicRules
 from bridge.agents.offload import Offload
 from bridge.agents.timers import TimerWheel
 from bridge.commands import CommandStatus
+from bridge.histogram import LONG, Histogram
 from bridge.messages import Kind, Message, Publish
 from bridge.profiles import Profile, Profiles
 from bridge.receipts import Receipt
@@ -68,11 +69,17 @@ class Rules:
 class Census:
     """How many devices are in which status and how many commands reached which, kept as they change."""
 
-    __slots__ = ("awake", "commands", "devices", "pings", "refused", "restarts", "transitions", "twins")
+    __slots__ = (
+        "awake", "command_steps", "commands", "devices", "pings", "refused", "restarts", "transitions", "twins",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.devices: Counter[str] = Counter()
         self.commands: Counter[str] = Counter()
+        self.command_steps: Final = {
+            status.value: Histogram(LONG) for status in CommandStatus if status is not CommandStatus.QUEUED
+        }
+        """Seconds from the acceptance of a command to each status that it reached."""
         self.refused: Counter[str] = Counter()
         self.restarts = 0
         self.pings = 0

@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TypeVar, final
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
+from sqlalchemy.pool import QueuePool
 from tenacity import (
     AsyncRetrying,
     retry_if_exception,
@@ -66,6 +67,8 @@ class Database:
         self.breaker: Final = Breaker(
             "database", counted=StorageUnavailableError, clock=clock, failures=5, open_for=1.0, max_open=5.0
         )
+        self.pool_size: Final = pool_size
+        """Connections that read at the same time at most."""
         self._url = url
         self._readers = readers
         self._writer = writer
@@ -141,6 +144,12 @@ class Database:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    @property
+    def reading(self) -> int:
+        """Connections of the pool that are in use."""
+        pool = self._readers.pool
+        return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
     async def ping(self) -> None:
         """One attempt to ask the database something, for health checks. Raises StorageUnavailableError."""

@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from bridge.errors import CircuitOpenError, StorageUnavailableError
+from bridge.histogram import Histogram
 from bridge.receipts import Receipt
 from bridge.storage.agents import AgentState
 from bridge.storage.batch import Batch, Change, Letter, Packable, Readings, Save, Transition
@@ -61,7 +62,9 @@ MOST_CHANGES: Final = 256
 class WriterStats:
     """Counted per batch, never per row."""
 
-    __slots__ = ("batches", "commit_seconds", "last_batch", "refused", "retries", "rows")
+    __slots__ = (
+        "batches", "commit_seconds", "commits", "delays", "last_batch", "refused", "retries", "rows", "settles",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.batches = 0
@@ -73,6 +76,12 @@ class WriterStats:
         self.retries = 0
         self.commit_seconds: deque[float] = deque(maxlen=256)
         """How long the last batches took from their first attempt to the end of their COMMIT."""
+        self.commits: Final = Histogram()
+        """The same of all batches since the start."""
+        self.delays: Final = Histogram()
+        """Seconds from the arrival of a batch's oldest reading to its COMMIT: no other reading of it waited longer."""
+        self.settles: Final = Histogram()
+        """Seconds from COMMIT until every receipt of a batch is settled and every acknowledgement written."""
 
 
 @final
@@ -461,10 +470,18 @@ class Writer:
         else:
             parts = await self._commit(batch, lane.pace)
         lane.done()
+        committed_at = self._loop.time()
+        if batch.rows:
+            self.stats.delays.observe(self._clock() - batch.rows[_RECEIVED_AT])
         for part in parts:
             part.settle()
         batch.release(None)
+        # Connections write their acknowledgements in the turn of the loop that follows.
+        self._loop.call_soon(self._settled, committed_at)
         self._relieve()
+
+    def _settled(self, committed_at: float) -> None:
+        self.stats.settles.observe(self._loop.time() - committed_at)
 
     def _relieve(self) -> None:
         if self.congested and self.pending <= self.capacity // 2:
@@ -519,6 +536,7 @@ class Writer:
         if commit.attempts == 1:
             pace.measured(batch.size, took)
         stats.commit_seconds.append(took)
+        stats.commits.observe(took)
         stats.batches += 1
         stats.rows += batch.size
         stats.last_batch = batch.size
@@ -585,6 +603,8 @@ class Writer:
         )
 
 
+_RECEIVED_AT: Final = 4
+"""Where `add_reading` and `_append` put the time of arrival of a batch's first reading."""
 _STOPPED: Final = StorageUnavailableError("the bridge is stopping: this was not committed")
 
 
