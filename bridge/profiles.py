@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, final
 
+from bridge.errors import RefusedError
 from bridge.mapping import Request, Rule
 from bridge.payloads import Format, to_json
 from bridge.readings import Reading, decode
 from bridge.schemas import EVERY_STREAM, Schema
+from bridge.topics import NO_GRANTS, Grants
 
 DEFAULT: Final = "default"
 """The profile of devices that have no other, and what every other profile falls back to."""
@@ -35,6 +37,10 @@ class Profile:
     command_retry_after: float = 10.0
     commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The commands that such a device knows: by name the JSON Schema of their arguments. It may know others."""
+    arguments: Mapping[str, Schema] = field(default_factory=dict)
+    """The same schemas, to check arguments with."""
+    grants: Grants = NO_GRANTS
+    """What such a device may publish and subscribe to beside its own topics."""
     rules: tuple[Rule, ...] = ()
     """What foreign topics mean."""
     requests: Mapping[str, Request] = field(default_factory=dict)
@@ -42,6 +48,14 @@ class Profile:
     format: Format = Format.JSON
     schemas: Mapping[str, Schema] = field(default_factory=dict)
     """What readings must look like, by stream (`event/door` for events); `*` for all others."""
+
+    def check_arguments(self, name: str, args: Any) -> None:
+        """Raises RefusedError `bad_arguments` when they are not as the command's schema has them. No arguments are `{}`
+        to a schema."""
+        schema = self.arguments.get(name)
+        fault = None if schema is None else schema.fault({} if args is None else args)
+        if fault is not None:
+            raise RefusedError("bad_arguments", f"arguments of {name}: {fault}")
 
     def request(self, name: str) -> Request | None:
         """How a command is sent; None if in the bridge's own way."""

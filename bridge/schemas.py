@@ -33,15 +33,22 @@ class Schema:
         for index, reading in enumerate(readings):
             self._check(reading.payload, f"/{index}")
 
+    def fault(self, value: Any) -> str | None:
+        """The place of the first wrong field of a JSON value, and what was expected there; None if none is wrong."""
+        fault = next(self._validator.iter_errors(value), None)
+        if fault is None:
+            return None
+        pointer = "".join(f"/{_escaped(part)}" for part in fault.instance_path)
+        return f"{pointer or '/'}: {fault.message[:500]}"
+
     def _check(self, payload: str, place: str) -> None:
         try:
             value = msgspec.json.decode(payload)
         except (msgspec.DecodeError, RecursionError) as error:
             raise RefusedError("schema", f"{place or '/'}: {error}") from error
-        fault = next(self._validator.iter_errors(value), None)
+        fault = self.fault(value)
         if fault is not None:
-            pointer = "".join(f"/{_escaped(part)}" for part in fault.instance_path)
-            raise RefusedError("schema", f"{place}{pointer or '/'}: {fault.message[:500]}")
+            raise RefusedError("schema", f"{place}{fault}")
 
 
 def _escaped(part: str | int) -> str:

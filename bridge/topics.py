@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from bridge.errors import RefusedError
 from bridge.mapping import Request, Rule, find
@@ -22,6 +22,16 @@ _TO_ALL: Final = ("presence", "state", "command/status")
 def is_device_id(text: str) -> bool:
     """Whether `text` may name a device: 1 to 64 of `A-Z a-z 0-9 . _ : -`."""
     return DEVICE_ID.fullmatch(text) is not None
+
+
+class Grants(NamedTuple):
+    """Filters of what a device may do beside what is its own; `%id%` in them stands for the device's id."""
+
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+
+
+NO_GRANTS: Final = Grants()
 
 
 @final

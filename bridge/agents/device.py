@@ -301,6 +301,7 @@ class Device:
     def new_command(self, request: CommandRequest, now: float, rollout_id: str | None = None) -> Command:
         """The command that `request` asks of this device. Raises RefusedError if it is not acceptable."""
         profile = self.profile
+        profile.check_arguments(request.name, request.args)
         return new_command(
             self.id,
             request,

@@ -17,6 +17,7 @@ from bridge.registry import MAX_CREDENTIALS, Admission, Credential, Entry, check
 from bridge.storage import registry as stored
 from bridge.storage.database import Database
 from bridge.storage.loader import Loader
+from bridge.topics import NO_GRANTS, Grants
 
 PORTION: Final = 1_000
 """Rows that are deleted in one commit."""
@@ -155,6 +156,14 @@ class Registry:
         if self._services.unknown is not Admission.UNKNOWN:
             return True
         return await self._services.loader.load(username) is not None
+
+    async def grants(self, username: str) -> Grants:
+        """See `login.Credentials`: those of the device's profile."""
+        profiles = self._services.profiles
+        if not any(profile.grants != NO_GRANTS for profile in profiles):
+            return NO_GRANTS  # what ten thousand devices that come at once need not ask the database for
+        snapshot = await self._services.loader.load(username)
+        return (profiles.of_unknown(username) if snapshot is None else profiles.get(snapshot.profile)).grants
 
 
 async def _described(connection: AsyncConnection, device_id: str) -> Entry:

@@ -13,7 +13,7 @@ from bridge.broker.access import ASKED, EVERYTHING, Rights, Role, rights_of
 from bridge.broker.passwords import Passwords
 from bridge.broker.wire import ASKING
 from bridge.errors import BridgeError
-from bridge.topics import Topics
+from bridge.topics import Grants, Topics
 
 if TYPE_CHECKING:
     from bridge.broker.clients import Clients
@@ -39,6 +39,9 @@ class Credentials(Protocol):
 
     async def admits(self, username: str) -> bool:
         """Whether the device `username`, whose password was found to be right elsewhere, may connect."""
+
+    async def grants(self, username: str) -> Grants:
+        """What the device `username` may publish and subscribe to beside its own topics."""
 
 
 @final
@@ -134,7 +137,7 @@ class Login:
         if self._credentials is not None and name is not None:
             accepted = await self._credentials.check(name, password)
             if accepted is not None:
-                return (name, rights_of(Role.DEVICE, name, self._topics)) if accepted else None
+                return (name, await self._rights(Role.DEVICE, name)) if accepted else None
         passwords, plugins = self._passwords, self._plugins
         if plugins is None or not plugins.authenticates or (passwords is not None and passwords.knows(name)):
             if passwords is None:
@@ -144,7 +147,7 @@ class Login:
             user = await passwords.check(name, password)
             if user is None or (user.role is Role.DEVICE and not await self._admits(name)):
                 return None
-            return name, rights_of(user.role, name, self._topics)
+            return name, await self._rights(user.role, name)
         guest = plugins.guest_of(connect, connection.address)
         if not await plugins.authenticate(guest):
             return None
@@ -152,7 +155,12 @@ class Login:
             return (None, EVERYTHING) if self._local else None
         if not await self._admits(name):
             return None
-        return name, rights_of(Role.DEVICE, name, self._topics)
+        return name, await self._rights(Role.DEVICE, name)
+
+    async def _rights(self, role: Role, name: str) -> Rights:
+        if role is not Role.DEVICE or self._credentials is None:
+            return rights_of(role, name, self._topics)
+        return rights_of(role, name, self._topics, await self._credentials.grants(name))
 
     async def _admits(self, name: str) -> bool:
         return self._credentials is None or await self._credentials.admits(name)

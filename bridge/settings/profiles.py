@@ -17,6 +17,7 @@ from bridge.payloads import Format
 from bridge.profiles import DEFAULT, Profile, Profiles
 from bridge.schemas import Schema
 from bridge.settings.sections import Count, Seconds, Section
+from bridge.topics import Grants
 
 if TYPE_CHECKING:
     from bridge.settings import Settings
@@ -30,7 +31,16 @@ def _pattern(topic: str) -> str:
     return topic
 
 
+def _filter(topic_filter: str) -> str:
+    levels = topic_filter.split("/")
+    misplaced = any(set("+#") & set(level) and level not in ("+", "#") for level in levels)
+    if not topic_filter or misplaced or "#" in levels[:-1] or "\0" in topic_filter or topic_filter.startswith("$"):
+        raise ValueError("write an MQTT topic filter: + and # as whole levels, # only as the last one")
+    return topic_filter
+
+
 Pattern = Annotated[str, AfterValidator(_pattern)]
+Filter = Annotated[str, AfterValidator(_filter)]
 Stream = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 
 NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
@@ -117,6 +127,14 @@ class ProfileSection(Section):
         description="Commands that these devices know: by name the JSON Schema of the arguments, as"
         ' [profiles.freezer.commands.defrost.properties.minutes] type = "integer".',
     )
+    publish: tuple[Filter, ...] | None = Field(
+        None,
+        description="Topic filters that such devices, logged in, may publish to beside their own topics; %id% is the"
+        ' device\'s id, as "site/%id%/#".',
+    )
+    subscribe: tuple[Filter, ...] | None = Field(
+        None, description='Topic filters that they may subscribe to beside their own, as "firmware/#".'
+    )
     topics: dict[Pattern, TopicSection] = Field(
         default_factory=dict,
         description="What the topics of foreign devices mean, by pattern, as"
@@ -171,6 +189,11 @@ def _complete(name: str, section: ProfileSection, default: ProfileSection, setti
         command_attempts=pick("command_attempts", 1 if section.requests else command.attempts),
         command_retry_after=pick("command_retry_after", command.retry_after),
         commands=default.commands | section.commands,
+        arguments={
+            command: _compiled(document, f"profiles.{name}.commands.{command}")
+            for command, document in (default.commands | section.commands).items()
+        },
+        grants=Grants(pick("publish", ()), pick("subscribe", ())),
         rules=tuple(
             rule.rule(pattern, name, listens=bool(section.requests)) for pattern, rule in section.topics.items()
         ),
@@ -188,8 +211,16 @@ def _complete(name: str, section: ProfileSection, default: ProfileSection, setti
 
 def _schema(path: Path, key: str) -> Schema:
     try:
-        return Schema(json.loads(path.read_text(encoding="utf-8")))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{key}: {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise SettingsError(f"{key}: {path} is no JSON Schema: {str(error)[:500]}") from error
+        raise SettingsError(f"{key}: {path} is not JSON: {str(error)[:500]}") from error
+    return _compiled(document, f"{key}: {path}")
+
+
+def _compiled(document: Any, what: str) -> Schema:
+    try:
+        return Schema(document)
+    except ValueError as error:
+        raise SettingsError(f"{what} is no JSON Schema: {str(error)[:500]}") from error

@@ -6,10 +6,13 @@ import math
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from bridge.errors import SettingsError
+from bridge.broker.access import Role, rights_of
+from bridge.errors import RefusedError, SettingsError
 from bridge.profiles import Profile, Profiles
 from bridge.settings import Settings
+from bridge.topics import Grants, Topics
 
 FREEZERS = """
 [agent]
@@ -126,9 +129,44 @@ def test_schemas_are_read_from_their_files() -> None:
     text = "[profiles.a]\nformat = 'cbor'\njson_schema = { default = 't.json' }\n"
     profile = load(text).complete_profiles().get("a")
     assert (profile.format, list(profile.schemas), profile.plain) == ("cbor", ["default"], False)
-    for content, said in ((None, "t.json cannot be read"), ("{", "no JSON Schema"), ('{"type": 5}', "no JSON Schema")):
+    for content, said in ((None, "t.json cannot be read"), ("{", "is not JSON"), ('{"type": 5}', "no JSON Schema")):
         Path("t.json").unlink(missing_ok=True)
         if content is not None:
             Path("t.json").write_text(content)
         with pytest.raises(SettingsError, match=said):
             load(text).complete_profiles()
+
+
+def test_a_profile_checks_arguments_and_says_which_is_wrong() -> None:
+    schema = {"type": "object", "properties": {"minutes": {"type": "integer", "minimum": 1}}, "required": ["minutes"]}
+    profiles = Settings(profiles={"freezer": {"commands": {"defrost": schema}}}).complete_profiles()
+    freezer = profiles.get("freezer")
+    freezer.check_arguments("defrost", {"minutes": 5})
+    freezer.check_arguments("reboot", None)
+    profiles.default.check_arguments("defrost", "anything")
+    for args, said in (({"minutes": 0}, "/minutes: 0 is less"), (None, '"minutes" is a required'), ([], "type")):
+        with pytest.raises(RefusedError, match=said) as refused:
+            freezer.check_arguments("defrost", args)
+        assert refused.value.reason == "bad_arguments"
+
+
+def test_what_is_no_schema_of_arguments_is_named() -> None:
+    settings = Settings(profiles={"freezer": {"commands": {"defrost": {"type": 7}}}})
+    with pytest.raises(SettingsError, match=r"profiles\.freezer\.commands\.defrost is no JSON Schema"):
+        settings.complete_profiles()
+
+
+def test_a_profile_grants_topics_beside_the_devices_own() -> None:
+    profiles = Settings(
+        profiles={"default": {"subscribe": ["firmware/#"]}, "gateway": {"publish": ["site/%id%/#"]}}
+    ).complete_profiles()
+    assert profiles.get("gateway").grants == Grants(("site/%id%/#",), ("firmware/#",))
+    rights = rights_of(Role.DEVICE, "gw-1", Topics(), profiles.get("gateway").grants)
+    assert rights.may_publish("site/gw-1/door/open")
+    assert rights.may_publish("devices/gw-1/telemetry")
+    assert not rights.may_publish("site/gw-2/door")
+    assert rights.may_subscribe("firmware/+/latest")
+    assert rights.may_receive("firmware/a")
+    assert not rights.may_subscribe("#")
+    with pytest.raises(ValidationError, match="topic filter"):
+        Settings(profiles={"gateway": {"publish": ["site/#/x"]}})

@@ -11,6 +11,7 @@ import pytest
 
 from bridge.broker.access import Role
 from bridge.errors import StartError, StorageUnavailableError
+from bridge.topics import Grants
 from tests.integration.broker.raw import (
     ACCEPTED,
     RESUMED,
@@ -80,6 +81,10 @@ class Kept:
         """As `Credentials` says: all but one."""
         return username != "stranger"
 
+    async def grants(self, username: str) -> Grants:
+        """As `Credentials` says."""
+        return Grants(("site/%id%/#",), ("firmware/+",))
+
 
 async def test_kept_credentials_are_asked_before_the_password_file(users: Path) -> None:
     """And who is not known there may still be a user of the file."""
@@ -88,6 +93,13 @@ async def test_kept_credentials_are_asked_before_the_password_file(users: Path) 
         client = await house.client("c", username="fridge-7", password="frost")
         client.send(subscribe(("devices/fridge-7/ping", 0), ("#", 0)))
         await client.expect(suback(0, 0x80))  # a device, with a device's rights
+        # And with what its profile grants beside.
+        client.send(subscribe(("firmware/7", 0), ("firmware/#", 0)))
+        await client.expect(suback(0, 0x80))
+        client.send(publish("site/fridge-7/door", b"x", 1, 7))
+        await client.expect(bytes((0x40, 2, 0, 7)))
+        client.send(publish("site/other/door", b"x", 1, 8))
+        await client.closed()
         await house.client("o", username="olga", password="boss")
         for name, password in (("fridge-7", "cold"), ("fridge-7", None), ("nobody", "frost")):
             raw = await house.raw()
