@@ -90,3 +90,21 @@ def test_a_device_in_quarantine_is_approved(make_bridge: MakeBridge) -> None:
     assert bridge.rows("SELECT payload FROM telemetry") == [('{"t": 2}',)]
     assert bridge.run("devices", "delete", "new-1").stdout == "new-1 is deleted.\n"
     assert bridge.rows("SELECT count(*) FROM telemetry") == bridge.rows("SELECT count(*) FROM devices") == [(0,)]
+
+
+def test_where_unknown_devices_are_refused_only_registered_ones_come_in(make_bridge: MakeBridge) -> None:
+    bridge = make_bridge(BRIDGE_REGISTRY__UNKNOWN="refuse", BRIDGE_MQTT__ALLOW_ANONYMOUS="false")
+    bridge.folder.mkdir()
+    for name in ("door-1", "stranger"):
+        typed = bridge.run("passwd", "users", name, "--password-stdin", typed="cold enough\n")
+        assert typed.returncode == 0, typed.stderr
+    bridge.environment["BRIDGE_MQTT__PASSWORD_FILE"] = "users"
+    bridge.start()
+    (bridge.folder / "one.csv").write_text("device_id\ndoor-1\n")
+    assert bridge.run("devices", "import", "one.csv").returncode == 0
+    with Device(bridge, "s", username="stranger", password="cold enough") as stranger:
+        assert stranger.refused is not None, "its password is right, but nobody has registered it"
+    with Device(bridge, "d", username="door-1", password="cold enough") as device:
+        device.publish_acknowledged("devices/door-1/telemetry", '{"open": true}')
+    assert bridge.rows("SELECT device_id FROM telemetry") == [("door-1",)]
+    assert bridge.rows("SELECT device_id FROM devices") == [("door-1",)]
