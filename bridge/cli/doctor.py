@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 from rich.text import Text
 
 from bridge import descriptors
 from bridge.cli import terminal
-from bridge.cli.api import base_url
+from bridge.cli.api import ApiError, base_url, connect
 from bridge.cli.terminal import ConfigOption
 from bridge.errors import BridgeError, StartError
 
@@ -44,12 +44,18 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def doctor(config: ConfigOption = None) -> None:
-    """Check this machine: open files, ports, disk, database, clock. Exit code 1 if something is not right."""
+def doctor(
+    config: ConfigOption = None,
+    live: Annotated[bool, typer.Option("--live", help="Check the running bridge instead of the machine.")] = False,
+) -> None:
+    """Check this machine: open files, ports, disk, database, clock; or the running bridge: whether it is ready, where
+    rows wait, and whether its ledger holds. Exit code 1 if something is not right."""
     from bridge.settings import Settings
 
     settings = Settings.load(config)
-    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_python, _files, _ports, _disk, _database, _clock)
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+        (_readiness, _ledger) if live else (_python, _files, _ports, _disk, _database, _clock)
+    )
     screen = terminal.console()
     right = True
     for check in checks:
@@ -61,6 +67,34 @@ def doctor(config: ConfigOption = None) -> None:
                 screen.print(Text(f"  {finding.advice}"))
     if not right:
         raise typer.Exit(1)
+
+
+def _readiness(_: Settings) -> Iterator[Finding]:
+    with connect() as api:
+        try:
+            answer = api.get("/readyz")
+        except ApiError as error:
+            yield Finding(False, "bridge", str(error), "see its log")
+            return
+    if answer["status"] == "ready":
+        yield Finding(True, "bridge", "ready")
+    else:
+        yield Finding(False, "bridge", f"{answer['status']}: {answer.get('reason')}", "see to the database")
+
+
+def _ledger(_: Settings) -> Iterator[Finding]:
+    with connect() as api:
+        ledger = api.get("/api/v1/ledger")
+    dropped = sum(ledger["dropped"].values())
+    counts = {**ledger, "dropped": dropped}
+    names = ("received", "committed", "deduplicated", "dead_lettered", "dropped", "in_flight")
+    shown = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in names)
+    yield Finding(
+        ledger["difference"] == 0,
+        "ledger",
+        shown,
+        f"{ledger['difference']:,} messages are not accounted for: this is a fault of the bridge, please report it",
+    )
 
 
 def _python(_: Settings) -> Iterator[Finding]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from tests.acceptance.clients import RawClient
 from tests.acceptance.process import PYTHON_M_BRIDGE, BridgeProcess
+from tests.waiting import until
 
 CALLS = "read,recvfrom,recvmsg,fsync,fdatasync,write,writev,sendto,sendmsg"
 PUBACK = r"@\2\0\1"
@@ -29,16 +31,25 @@ def traced(tmp_path: Path) -> Iterator[BridgeProcess]:
         bridge.kill()
 
 
-def synced(lines: list[str]) -> Iterator[int]:
-    """The lines at which a sync of the database's log has returned without an error."""
+def synced(lines: list[str], log: str) -> Iterator[int]:
+    """The lines at which a sync of that log file has returned without an error."""
     waiting: set[str] = set()
     for number, line in enumerate(lines):
         thread = line.split()[0]
-        if re.search(r"\b(fsync|fdatasync)\(\d+<[^>]*bridge\.db-wal>", line):
+        if re.search(rf"\b(fsync|fdatasync)\(\d+<[^>]*{log}>", line):
             waiting.add(thread)
         if thread in waiting and re.search(r"sync(\(| resumed>).*= 0$", line):
             waiting.remove(thread)
             yield number
+
+
+def synced_in_between(trace: Path, message: str, log: str) -> bool:
+    """Whether a sync of that log came between the message and its acknowledgement."""
+    lines = trace.read_text(errors="replace").splitlines()
+    received = next(n for n, line in enumerate(lines) if re.search(rf"\b(read|recv\w+)\b.*{message}", line))
+    acknowledged = next(n for n, line in enumerate(lines) if n > received and PUBACK in line)
+    print("\n".join(lines[received : acknowledged + 1]))
+    return any(received < n < acknowledged for n in synced(lines, log))
 
 
 @pytest.mark.strace
@@ -48,9 +59,19 @@ def test_synced_before_acknowledged(traced: BridgeProcess, tmp_path: Path) -> No
         assert client.outcome() == "acknowledged"
     traced.settled_ledger()
     assert traced.terminate() == 0
+    assert synced_in_between(tmp_path / "trace", "trace-me", r"bridge\.db-wal")
 
-    lines = (tmp_path / "trace").read_text(errors="replace").splitlines()
-    received = next(n for n, line in enumerate(lines) if re.search(r"\b(read|recv\w+)\b.*trace-me", line))
-    acknowledged = next(n for n, line in enumerate(lines) if n > received and PUBACK in line)
-    between = [n for n in synced(lines) if received < n < acknowledged]
-    assert between, "\n".join(lines[received : acknowledged + 1])
+
+@pytest.mark.strace
+def test_the_spool_is_synced_before_acknowledged(traced: BridgeProcess, tmp_path: Path) -> None:
+    """The same for the spool, while another program has the database for itself."""
+    other = sqlite3.connect(traced.data / "bridge.db", isolation_level=None)
+    with RawClient(traced, "fridge-7") as client:
+        other.execute("BEGIN IMMEDIATE")
+        client.publish(b"devices/fridge-7/telemetry", b'{"id": "trace-me", "temperature": 4.2}')
+        assert client.outcome() == "acknowledged"
+        other.execute("COMMIT")
+    other.close()
+    until(lambda: traced.stored_ids() == {"trace-me"}, "the row in the database")
+    assert traced.terminate() == 0
+    assert synced_in_between(tmp_path / "trace", "trace-me", r"spool\.db-wal")

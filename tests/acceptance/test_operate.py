@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.acceptance.process import BridgeProcess
+from tests.waiting import until
 
 
 def test_a_command_shows_each_status_until_it_succeeded(simulated: BridgeProcess) -> None:
@@ -33,3 +34,12 @@ def test_devices_are_listed(simulated: BridgeProcess) -> None:
     listed = simulated.run("devices", "--json")
     assert listed.returncode == 0, listed.stderr
     assert all(device in listed.stdout for device in simulated.online())
+
+
+def test_the_doctor_looks_at_the_running_bridge(simulated: BridgeProcess) -> None:
+    until(lambda: simulated.get("/api/v1/ledger")["committed"] > 0, "readings")
+    found = simulated.run("doctor", "--live")
+    assert found.returncode == 0, found.stdout
+    assert "bridge: ready" in found.stdout
+    assert " received, " in found.stdout
+    assert " in flight" in found.stdout

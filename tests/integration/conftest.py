@@ -10,10 +10,26 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from bridge.receipts import Ledger
 from bridge.storage import migrate
 from tests.servers import Postgres
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def ledgers_hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """At the end of every test here nothing has disappeared unseen, in whichever ledger it was counted."""
+    opened: list[Ledger] = []
+    original = Ledger.__init__
+
+    def opened_here(self: Ledger) -> None:
+        original(self)
+        opened.append(self)
+
+    monkeypatch.setattr(Ledger, "__init__", opened_here)
+    yield
+    assert [ledger.as_dict() for ledger in opened if ledger.difference or ledger.in_flight < 0] == []
 
 
 @pytest.fixture(scope="session")
