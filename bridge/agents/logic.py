@@ -411,6 +411,7 @@ class Logic:
         try:
             await self._world.commit(job, effects, self._class.stored_as())
         except StorageUnavailableError:
+            self._reset(job)  # its message comes again, and must find the agent as it is stored
             raise
         except Exception as error:
             log.exception("what an agent did cannot be stored", handler=job.title, problem=str(error))

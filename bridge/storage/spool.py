@@ -122,7 +122,12 @@ class Spool:
 
         Raises StorageUnavailableError also when there is no room below `max_bytes`.
         """
-        bodies = [packing.pack(batch) for batch in batches]
+        try:
+            bodies = [packing.pack(batch) for batch in batches]
+        except (ValueError, TypeError, OverflowError) as error:
+            # As a text that is not Unicode, which nothing that was received can hold. The database finds the one that
+            # is to blame, when it is back; until then nothing passes it, and nothing is lost.
+            raise StorageUnavailableError(f"what is to be spooled is no data: {error}") from error
         size = sum(map(len, bodies))
         if self.bytes + size > self._max_bytes:
             if not self._drop_oldest:

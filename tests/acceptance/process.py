@@ -85,7 +85,7 @@ class BridgeProcess:
             )
         return self.process
 
-    def start(self, *arguments: str, timeout: float = 30.0) -> BridgeProcess:
+    def start(self, *arguments: str, timeout: float = 90.0) -> BridgeProcess:
         """Start `serve` and wait until it is ready."""
         process = self.launch(*arguments)
 

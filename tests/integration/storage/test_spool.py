@@ -334,3 +334,17 @@ async def test_a_stop_during_the_outage_leaves_it_to_the_next_start(
     await again.start()
     assert await witness.rows("SELECT count(*) FROM telemetry") == [(100,)]
     await again.stop(5.0)
+
+
+async def test_what_cannot_be_spooled_waits_for_the_database(
+    spooling: Writer, ledger: Ledger, witness: Witness, kind: str
+) -> None:
+    receipts = [Receipt(ledger, qos=1) for _ in range(10)]
+    async with away(witness, kind):
+        for number, receipt in enumerate(receipts):
+            add(spooling, number, receipt, "\ud800" if number == 5 else None)
+        await eventually(lambda: spooling.diversion is not None and spooling.diversion.stuck != "", "the spool", 20.0)
+        assert not spooling.task.done()
+    await eventually(lambda: ledger.in_flight == 0, "the commits", 20.0)
+    assert (ledger.committed, ledger.dead_lettered) == (9, 1)
+    assert await witness.rows("SELECT count(*) FROM telemetry") == [(9,)]
