@@ -11,6 +11,7 @@ from bridge.http import (
     commands,
     deadletters,
     devices,
+    export,
     health,
     presence,
     problems,
@@ -65,6 +66,7 @@ def build(context: Context) -> FastAPI:
     )
     api.include_router(devices.routes(context))
     api.include_router(telemetry.routes(context))
+    api.include_router(export.routes(context))
     api.include_router(commands.routes(context))
     api.include_router(presence.routes(context))
     api.include_router(twins.routes(context))

@@ -92,7 +92,7 @@ def routes(context: Context) -> APIRouter:
         before = None if not after else _cursor(after)
         rows = await database.read(
             lambda connection: telemetry.readings(
-                connection, device_id, stream, _seconds(since), _seconds(until), limit, before
+                connection, device_id, stream, seconds(since), seconds(until), limit, before
             )
         )
         return models.ReadingPage(
@@ -129,9 +129,9 @@ def routes(context: Context) -> APIRouter:
     ) -> SeriesView:
         """A number over time for a plot: readings as they are if there are few, else min, max, mean and last of
         buckets. Without `until` up to now, without `since` the hour before."""
-        end = _seconds(until)
+        end = seconds(until)
         end = clock() if end is None else end
-        start = _seconds(since)
+        start = seconds(since)
         start = end - HOUR if start is None else start
         if start >= end:
             raise RefusedError("empty_range", "since must be before until")
@@ -148,7 +148,8 @@ def routes(context: Context) -> APIRouter:
     return api
 
 
-def _seconds(moment: float | datetime | None) -> float | None:
+def seconds(moment: float | datetime | None) -> float | None:
+    """A `Moment` as Unix seconds."""
     return moment.timestamp() if isinstance(moment, datetime) else moment
 
 

@@ -46,22 +46,26 @@ async def readings(
     since: float | None = None,
     until: float | None = None,
     limit: int = 100,
-    before: tuple[float, int] | None = None,
+    last: tuple[float, int] | None = None,
+    *,
+    oldest_first: bool = False,
 ) -> list[StoredReading]:
-    """Readings of one stream with since <= ts < until, the latest first; `before`: ts and id of the last one of the
-    page before."""
+    """Readings of one stream with since <= ts < until, the latest first unless `oldest_first`; `last`: ts and id of the
+    last one of the page before."""
+    keys = (telemetry.c.ts, telemetry.c.id)
     query = (
         select(telemetry.c.ts, telemetry.c.received_at, telemetry.c.message_id, telemetry.c.payload, telemetry.c.id)
         .where(telemetry.c.device_id == device_id, telemetry.c.stream == stream)
-        .order_by(telemetry.c.ts.desc(), telemetry.c.id.desc())
+        .order_by(*(key.asc() if oldest_first else key.desc() for key in keys))
         .limit(limit)
     )
     if since is not None:
         query = query.where(telemetry.c.ts >= since)
     if until is not None:
         query = query.where(telemetry.c.ts < until)
-    if before is not None:
-        query = query.where(tuple_(telemetry.c.ts, telemetry.c.id) < tuple_(*_key(before)))
+    if last is not None:
+        place = tuple_(*_key(last))
+        query = query.where(tuple_(*keys) > place if oldest_first else tuple_(*keys) < place)
     return [StoredReading(*row) for row in await connection.execute(query)]
 
 

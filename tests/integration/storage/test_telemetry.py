@@ -22,7 +22,7 @@ async def test_a_range_of_readings_the_latest_first(writer: Writer, database: Da
     assert [r.ts for r in await database.read(partial(read, since=103.0, until=106.0))] == [105.0, 104.0, 103.0]
     (latest,) = await database.read(partial(read, limit=1))
     assert latest[:4] == (109.0, 200.0, "m9", '{"n": 9}')
-    older = await database.read(partial(read, limit=2, before=(latest.ts, latest.id)))
+    older = await database.read(partial(read, limit=2, last=(latest.ts, latest.id)))
     assert [r.ts for r in older] == [108.0, 107.0]
     assert await database.read(partial(telemetry.count, device_id="d1", stream="s")) == 10
     assert await database.read(partial(read, device_id="d2")) == []
