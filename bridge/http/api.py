@@ -13,6 +13,7 @@ from bridge.http import (
     devices,
     export,
     health,
+    page,
     presence,
     problems,
     registry,
@@ -57,6 +58,7 @@ def build(context: Context) -> FastAPI:
     problems.install(app)
     app.add_middleware(Door, hosts=context.hosts)
     app.include_router(health.routes(context))
+    app.include_router(page.routes())
     access, audit = context.access, context.audit
     app.include_router(session.routes(access, audit, context.services.clock), prefix=PREFIX)
     api = APIRouter(

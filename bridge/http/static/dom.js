@@ -1,0 +1,44 @@
+// Elements, made so that nothing which came from a device can become anything but text.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** An element. `props`: `on…` listeners, `class`, `style` as an object, else attributes; false and null are left out.
+ * Children are nodes, or become text. */
+export function h(tag, props, ...children) {
+  return build(document.createElement(tag), props, children);
+}
+
+/** An element of a drawing. */
+export function svg(tag, props, ...children) {
+  return build(document.createElementNS(SVG, tag), props, children);
+}
+
+function build(element, props, children) {
+  for (const [name, value] of Object.entries(props ?? {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [key, text] of Object.entries(value)) element.style.setProperty(key, text);
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  add(element, children);
+  return element;
+}
+
+function add(element, children) {
+  for (const child of children.flat(Infinity)) {
+    if (child === null || child === undefined || child === false) continue;
+    element.append(child instanceof Node ? child : String(child));
+  }
+}
+
+/** `element` with other children than before. */
+export function fill(element, ...children) {
+  element.replaceChildren();
+  add(element, children);
+  return element;
+}
+
+/** Whether somebody is typing, choosing or reading in `element`: then it is not replaced under their hands. */
+export function busy(element) {
+  return element.contains(document.activeElement) && document.activeElement !== element;
+}

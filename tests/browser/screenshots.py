@@ -1,0 +1,193 @@
+"""Pictures of every view, light and dark, for the documentation: `python -m tests.browser.screenshots`.
+
+A bridge of its own with simulated freezers, whose plots have a past; nothing of it stays but docs/screenshots/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from playwright.sync_api import Browser, expect
+
+from tests.acceptance.process import ROOT, BridgeProcess
+from tests.browser.chromium import chromium
+from tests.waiting import until
+
+FOLDER: Final = ROOT / "docs" / "screenshots"
+DEVICES: Final = 36
+PATIENCE: Final = 60_000
+DESKTOP: Final = {"width": 1280, "height": 860}
+PHONE: Final = {"width": 390, "height": 844}
+
+CONFIG: Final = """
+[profiles.freezer]
+description = "Cold stores"
+match = ["freezer-*"]
+
+[profiles.freezer.commands.defrost]
+type = "object"
+required = ["minutes"]
+
+[profiles.freezer.commands.defrost.properties.minutes]
+type = "integer"
+minimum = 1
+maximum = 60
+default = 10
+
+[profiles.freezer.commands.defrost.properties.mode]
+enum = ["gentle", "fast"]
+default = "gentle"
+
+[profiles.freezer.commands.reboot]
+type = "object"
+additionalProperties = false
+
+[sinks.archive]
+type = "ndjson"
+folder = "archive"
+"""
+
+VIEWS: Final = {
+    "overview": ("", ".news li a"),
+    "devices": ("devices", "tr[data-device] svg.spark path"),
+    "device": ("devices/freezer-0001", ".plot.big canvas"),
+    "commands": ("commands", ".rollouts .fleet-bar"),
+    "dead-letters": ("letters", ".letters details"),
+}
+"""A picture → the place, and what must be there before it is taken."""
+
+
+def main() -> None:
+    """Take them all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="how long the bridge runs first: its plots need it"
+    )
+    seconds = parser.parse_args().seconds
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as bridge, chromium() as browser:
+        began = time.monotonic()
+        furnish(bridge)
+        time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+        act(bridge)
+        for scheme in ("light", "dark"):
+            shoot(browser, bridge, scheme, DESKTOP, "")
+            shoot(browser, bridge, scheme, PHONE, "-phone", ("device",))
+    total = sum(path.stat().st_size for path in FOLDER.glob("*.png"))
+    print(f"{len(list(FOLDER.glob('*.png')))} pictures, {total:,} bytes")
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[BridgeProcess]:
+    """A bridge with freezers."""
+    config = folder / "bridge.toml"
+    config.write_text(CONFIG)
+    bridge = BridgeProcess(folder, {"BRIDGE_CONFIG": str(config)}).start()
+    simulator = subprocess.Popen(
+        [*bridge.command, "simulate", "--devices", str(DEVICES), "--prefix", "freezer-", "--rate", "2"],
+        env=bridge.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until(lambda: len(bridge.online()) == DEVICES, "the freezers", 120)
+        yield bridge
+    finally:
+        simulator.terminate()
+        simulator.wait(30)
+        bridge.terminate()
+
+
+def call(bridge: BridgeProcess, method: str, path: str, body: Any) -> None:
+    """A change over the API."""
+    request = urllib.request.Request(  # noqa: S310 - our own loopback URL
+        bridge.url(f"/api/v1{path}"), json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method
+    )
+    urllib.request.urlopen(request, timeout=30).close()  # noqa: S310 - our own loopback URL
+
+
+def publish(bridge: BridgeProcess, topic: str, payload: Any) -> None:
+    """A message from a device."""
+    text = payload if isinstance(payload, str) else json.dumps(payload)
+    command = ["mosquitto_pub", "-p", str(bridge.mqtt_port), "-q", "1", "-t", f"devices/{topic}", "-s"]
+    subprocess.run(command, check=True, timeout=30, input=text.encode())
+
+
+def furnish(bridge: BridgeProcess) -> None:
+    """Names, tags, twins, and a day of readings of one freezer."""
+    places = ("Loading bay", "Hall 1", "Hall 2", "Bakery", "Roof")
+    entries = [
+        {
+            "device_id": f"freezer-{n:04}",
+            "tags": [("north", "south", "spare")[n % 3]],
+            "metadata": {"name": f"{places[n % 5]}, {'door' if n % 2 else 'back'}", "site": "Cold store Rostock"},
+        }
+        for n in range(1, DEVICES + 1)
+    ]
+    call(bridge, "POST", "/registry", {"devices": entries})
+    desired = {"interval": 60, "target": -18, "led": {"on": True, "colour": "green"}}
+    call(bridge, "PATCH", "/devices/freezer-0001/twin", desired)
+    reported = {"interval": 60, "target": -18, "led": {"on": False, "colour": "green"}, "firmware": "1.4.2"}
+    publish(bridge, "freezer-0001/state/reported", reported)
+    now = time.time()
+    day = [
+        {
+            "ts": now - 60 * minute,
+            "id": f"past-{minute}",
+            "temperature": round(20 + 2.2 * math.sin(minute / 229) + 0.9 * math.sin(minute / 17) + minute % 7 / 20, 2),
+            "humidity": round(52 - 4 * math.sin(minute / 229), 1),
+        }
+        for minute in range(1440, 0, -1)
+    ]
+    for start in range(0, len(day), 240):
+        publish(bridge, "freezer-0001/telemetry", day[start : start + 240])
+
+
+def act(bridge: BridgeProcess) -> None:
+    """Commands, a rollout, and messages that are refused."""
+    for name, args in (("defrost", {"minutes": 10, "mode": "gentle"}), ("reboot", None), ("fail", None)):
+        call(bridge, "POST", "/devices/freezer-0001/commands", {"name": name, "args": args})
+    rollout = {"name": "defrost", "args": {"minutes": 5}, "target": {"tag": "north"}, "at_once": 2}
+    call(bridge, "POST", "/rollouts", rollout)
+    call(bridge, "POST", "/rollouts", {"name": "fail", "target": {"tag": "spare"}, "at_once": 1, "stop_after": "3"})
+    publish(bridge, "freezer-0012/telemetry", '{"temperature": -17.9, }')
+    publish(bridge, "freezer-0012/telemetry", "temperature=-17.9")
+    publish(bridge, "freezer-0007/command/response", {"id": 7, "status": "done"})
+    publish(bridge, "freezer-0031/state/reported", "[]")
+
+
+def shoot(
+    browser: Browser, bridge: BridgeProcess, scheme: str, size: dict[str, int], suffix: str, only: tuple[str, ...] = ()
+) -> None:
+    """All views in one scheme."""
+    context = browser.new_context(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]  # Playwright's own words
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    for name, (place, sign) in VIEWS.items():
+        if only and name not in only:
+            continue
+        page.goto(bridge.url(f"/#/{place}"))
+        page.reload()
+        expect(page.locator(sign).first).to_be_visible(timeout=PATIENCE)
+        if name == "device":
+            page.get_by_role("button", name="1 d", exact=True).click()
+            page.locator("li[data-command] summary").last.click()
+            expect(page.locator(".steps li").first).to_be_visible(timeout=PATIENCE)
+        if name == "dead-letters":
+            page.locator(".letters summary").first.click()
+            expect(page.locator(".letters pre")).to_be_visible(timeout=PATIENCE)
+        page.wait_for_timeout(2_500)  # a picture, not a test: sparklines fill, plots settle
+        page.screenshot(path=FOLDER / f"{name}{suffix}-{scheme}.png")
+    context.close()
+
+
+if __name__ == "__main__":
+    main()
