@@ -1,5 +1,4 @@
-"""The command `mqtt-bridge`. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 a command to a device did not
-succeed, 130 ended by Ctrl-C."""
+"""The command `mqtt-bridge`. Its exit codes are `EXIT_CODES`."""
 
 from __future__ import annotations
 
@@ -12,24 +11,31 @@ from bridge import __version__
 from bridge.cli import (
     backup,
     commands,
+    deadletters,
     doctor,
     machine,
-    operate,
     registry,
     send,
     serve,
     simulate,
     tail,
+    telemetry,
     terminal,
     tokens,
+    top,
 )
 from bridge.errors import BridgeError, SettingsError
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed, or no bridge answers; 2 wrong usage or settings; 3 a device did not do what it was"
+    " told, or a letter was refused again; 130 ended by Ctrl-C."
+)
 
 app = typer.Typer(
     name="mqtt-bridge",
     help="MQTT Agent Bridge: a broker, an agent per device and a database in one process.",
     no_args_is_help=True,
-    add_completion=False,
+    epilog=EXIT_CODES,
     pretty_exceptions_enable=False,
 )
 app.command()(serve.serve)
@@ -40,7 +46,9 @@ app.command()(commands.commands)
 app.command()(commands.rollouts)
 app.command()(commands.schedules)
 app.command()(commands.cancel)
-app.command()(operate.deadletters)
+app.add_typer(deadletters.app, name="deadletters")
+app.command()(telemetry.telemetry)
+app.command()(top.top)
 app.command()(tail.tail)
 app.command()(machine.config)
 app.command()(machine.migrate)

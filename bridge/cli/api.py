@@ -37,9 +37,10 @@ class Api:
         """The answer to `body`. Raises ApiError."""
         return self._call("POST", path, json=body)
 
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The answer to any other method, None if there is none. Raises ApiError."""
-        return self._call(method, path, json=body)
+    def call(self, method: str, path: str, body: Any = None, wait: float = 0.0) -> Any:
+        """The answer to any other method, None if there is none; `wait`: seconds that it may take longer than usual.
+        Raises ApiError."""
+        return self._call(method, path, json=body, timeout=TIMEOUT + wait)
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         import httpx
@@ -49,16 +50,26 @@ class Api:
             response = self._client.request(method, path, **arguments)
             document = response.json() if response.content else None
         except httpx.ConnectError as error:
-            raise ApiError(f"no bridge answers at {url} (BRIDGE_URL): {error}") from error
+            raise ApiError(
+                f"no bridge answers at {url}: {error}. Is it running (`mqtt-bridge serve`)? BRIDGE_URL says where it is"
+            ) from error
         except httpx.HTTPError as error:
             raise ApiError(f"{url}: {type(error).__name__} {error}") from error
         except ValueError as error:
             raise ApiError(f"{url} (BRIDGE_URL) answers {response.status_code} without JSON: no bridge?") from error
         if response.is_error:
             detail = document.get("detail", document) if isinstance(document, dict) else document
-            hint = " (BRIDGE_TOKEN)" if response.status_code == 401 else ""
-            raise ApiError(f"{detail}{hint}")
+            raise ApiError(f"{detail}{self._hint(response.status_code)}")
         return document
+
+    def _hint(self, status: int) -> str:
+        """What to do about an answer that is a refusal of the caller."""
+        shown = "authorization" in self._client.headers
+        if status == 401 and shown:
+            return ": the token in BRIDGE_TOKEN is wrong or revoked; `mqtt-bridge tokens list` shows the good ones"
+        if status == 401:
+            return ": set BRIDGE_TOKEN; `mqtt-bridge tokens add NAME` on the bridge's machine makes a token"
+        return ": the role of the token in BRIDGE_TOKEN does not suffice" if status == 403 and shown else ""
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
-from rich.text import Text
 
 from bridge import descriptors
 from bridge.cli import terminal
@@ -50,6 +49,8 @@ def doctor(
 ) -> None:
     """Check this machine: open files, ports, disk, database, clock; or the running bridge: whether it is ready, where
     rows wait, and whether its ledger holds. Exit code 1 if something is not right."""
+    from rich.text import Text
+
     from bridge.settings import Settings
 
     settings = Settings.load(config)

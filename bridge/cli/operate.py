@@ -1,4 +1,4 @@
-"""What an operator does with a running bridge: `devices`, `send`, `deadletters`."""
+"""The devices of a running bridge: all of them, and one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 import typer
 
@@ -15,6 +16,8 @@ from bridge.cli.terminal import JsonOption
 
 PAGE: Final = 1_000
 """Devices per page: the most that the API gives at once."""
+COMMANDS: Final = 5
+"""Commands of one device that are shown."""
 
 
 def devices(
@@ -50,28 +53,37 @@ def devices(
         terminal.console(stderr=True).print(f"There are more: --limit {limit * 10}")
 
 
-def deadletters(
-    limit: Annotated[int, typer.Option(min=1, max=1_000, help="Show the latest so many.")] = 50,
-    as_json: JsonOption = False,
-) -> None:
-    """List the messages that were refused, the latest first, with the reason."""
+def show(device: str, as_json: bool) -> None:
+    """Print all that is known of a device."""
+    path = quote(device, safe="")
     with connect() as api:
-        letters = api.get("/api/v1/dead-letters", {"limit": limit})["dead_letters"]
+        entry = api.get(f"/api/v1/registry/{path}")
+        seen = api.get(f"/api/v1/devices/{path}")
+        twin = api.get(f"/api/v1/devices/{path}/twin")
+        sent = api.get("/api/v1/commands", {"device": device, "limit": COMMANDS})["commands"]
     if as_json:
-        print(json.dumps(letters))
+        print(json.dumps({**seen, **entry, "twin": twin, "commands": sent}, indent=2, ensure_ascii=False))
         return
-    columns = ("at", "reason", "topic", "error", "payload")
-    rows = [
-        (
-            terminal.local(letter["at"], "%Y-%m-%d %H:%M:%S"),
-            letter["reason"],
-            letter["topic"][:120],
-            letter["error"],
-            letter["payload"][:60],
-        )
-        for letter in letters
+    now = datetime.now(UTC)
+    trip = seen.get("round_trip")
+    rows: list[tuple[str, object]] = [
+        ("device", device),
+        ("status", terminal.status(seen["status"])),
+        ("last seen", _ago(now, seen["last_seen"])),
+        ("messages", f"{seen['messages']:,}"),
+        ("profile", seen["profile"] or ""),
+        ("tags", " ".join(seen["tags"])),
+        ("metadata", json.dumps(seen["metadata"], ensure_ascii=False) if seen["metadata"] else ""),
+        ("round trip", "" if trip is None else f"{trip['last'] * 1000:,.1f} ms"),
+        *((f"stream {name}", _readings({"default": latest})) for name, latest in seen["streams"].items()),
+        ("desired", json.dumps(twin["desired"], ensure_ascii=False)),
+        ("reported", json.dumps(twin["reported"], ensure_ascii=False)),
+        *(
+            ("command", f"{_ago(now, command['created_at'])}: {command['name']} {command['status']}")
+            for command in sent
+        ),
     ]
-    terminal.console().print(terminal.table(columns, rows) if rows else "Nothing was refused.")
+    terminal.console().print(terminal.table(("", ""), rows))
 
 
 def _ago(now: datetime, moment: str | None) -> str:

@@ -16,7 +16,6 @@ from bridge.cli import operate, terminal
 from bridge.cli.api import connect
 from bridge.cli.terminal import JsonOption
 from bridge.errors import BridgeError, RefusedError
-from bridge.registry import Entry
 
 PORTION: Final = 1_000
 """Devices in one request."""
@@ -76,10 +75,9 @@ def export() -> None:
 
 
 @app.command()
-def show(device: Device) -> None:
-    """Print what the registry says of a device, as JSON."""
-    with connect() as api:
-        print(json.dumps(api.get(_path(device)), indent=2, ensure_ascii=False))
+def show(device: Device, as_json: JsonOption = False) -> None:
+    """Show a device: registry, presence, last readings, twin, newest commands."""
+    operate.show(device, as_json)
 
 
 @app.command("set")
@@ -232,6 +230,8 @@ def _table(lines: Iterable[str], file: Path) -> Iterator[_Row]:
 def _checked(rows: Iterable[_Row], profiles: list[str]) -> Iterator[dict[str, Any]]:
     """The rows' fields. Raises BridgeError that names line and column of the first one that cannot be imported."""
     import msgspec
+
+    from bridge.registry import Entry
 
     seen: dict[str, str] = {}
     for where, fields, columns in rows:

@@ -10,8 +10,6 @@ from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from bridge.cli import terminal
 from bridge.cli.api import Api, connect
@@ -152,6 +150,8 @@ def _roll_out(api: Api, body: Mapping[str, Any], *, wait: bool, as_json: bool) -
 
 def _follow_rollout(api: Api, view: dict[str, Any]) -> dict[str, Any]:
     """Wait for the rollout's end and that of all its commands, with a bar where there is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     screen = terminal.console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=screen, disable=not sys.stderr.isatty()) as bar:
@@ -165,6 +165,8 @@ def _follow_rollout(api: Api, view: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_rollout(api: Api, view: Mapping[str, Any]) -> None:
+    from rich.text import Text
+
     print(f"{view['status']}: {_counts(view['counts']) or 'no device'}, of {view['total']:,}")
     if view["status"] != "finished":
         print(f"cause: {terminal.safe(view['cause'])}")
@@ -222,6 +224,8 @@ def _arguments(pairs: list[str], document: str | None) -> Any:
 
 def _follow(api: Api, command_id: str, *, quiet: bool) -> dict[str, Any]:
     """Wait for the command's end, printing each step; the command with all its steps."""
+    from rich.text import Text
+
     events: list[dict[str, Any]] = []
     screen = terminal.console()
     while True:

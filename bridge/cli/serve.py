@@ -10,9 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
-import structlog
 import typer
-from rich.text import Text
 
 from bridge.cli import terminal
 from bridge.cli.api import base_url
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 CHILD_ENDS_WITHIN: Final = 3.0
 """Seconds that the simulated devices get to disconnect."""
 LOG_FILE: Final = "bridge.log"
-
-log = structlog.get_logger(__name__)
 
 
 def serve(
@@ -66,6 +62,8 @@ def serve(
 
 
 async def _serve(settings: Settings, devices: int, log_file: Path | None, migrate: bool | None) -> None:
+    from rich.text import Text
+
     from bridge import app
     from bridge.cli.summary import Summary
 
@@ -121,6 +119,9 @@ async def _simulated(bridge: Bridge, devices: int) -> AsyncIterator[None]:
 
 async def _watch(child: asyncio.subprocess.Process) -> None:
     """Put what the devices complain about into the log, and that they have ended, if they do."""
+    import structlog
+
+    log = structlog.get_logger(__name__)
     assert child.stderr is not None  # noqa: S101 - it was made with a pipe
     while line := await child.stderr.read(4096):
         log.warning("simulated devices", said=line.decode(errors="replace").strip())

@@ -16,10 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
-from rich.console import Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.text import Text
 
 from bridge import descriptors
 from bridge.cli import terminal
@@ -147,6 +143,11 @@ async def _view(line: Callable[[], str], share: Callable[[], float] | None, *, q
     if quiet:
         yield
         return
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
     screen = terminal.console()
     live = Live(console=screen, auto_refresh=False, transient=True) if screen.is_terminal else None
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.text import Text
 
 from bridge.cli import terminal
 from bridge.cli.target import Host, Password, Port, Username, resolve
@@ -28,12 +28,18 @@ COLOURS: Final = {
     "presence": "yellow",
     "ping": "dim",
     "pong": "dim",
+    "state": "blue",
     "error": "red",
 }
+KINDS: Final = tuple(COLOURS)
 
 
 def tail(
     device: Annotated[str | None, typer.Option(help="Only this device's topics.")] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Only telemetry, event, state, command, presence, ping, pong or error; may be given again."),
+    ] = None,
     topic: Annotated[str | None, typer.Option(help="Any topic filter instead, such as `house/#`.")] = None,
     host: Host = None,
     port: Port = None,
@@ -42,11 +48,21 @@ def tail(
 ) -> None:
     """Show messages as they pass through the broker, until Ctrl-C."""
     target, root = resolve(host, port, username, password, None)
-    topic_filter = topic or (f"{root}/{device}/#" if device else f"{root}/#")
-    terminal.run(_tail(target, topic_filter, f"{root}/"))
+    terminal.run(_tail(target, [topic] if topic else filters(root, device, kind or []), f"{root}/"))
 
 
-async def _tail(target: Target, topic_filter: str, prefix: str) -> None:
+def filters(root: str, device: str | None, kinds: Sequence[str]) -> list[str]:
+    """Topic filters for these kinds of messages of a device, or of all."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise typer.BadParameter(f"{kind!r} is none of {', '.join(KINDS)}", param_hint="--kind")
+    if not kinds:
+        return [f"{root}/{device}/#" if device else f"{root}/#"]
+    # `#` stands for the level above it, too [MQTT 3.1.1, 4.7.1.2].
+    return [f"{root}/{device or '+'}/{kind}/#" for kind in dict.fromkeys(kinds)]
+
+
+async def _tail(target: Target, topic_filters: Sequence[str], prefix: str) -> None:
     import aiomqtt
 
     from bridge.simulate.client import client, heed_cancellation
@@ -55,10 +71,10 @@ async def _tail(target: Target, topic_filter: str, prefix: str) -> None:
     while True:
         try:
             async with client(target, "", window=1) as connection:
-                granted = await connection.subscribe(topic_filter)
+                granted = await connection.subscribe([(topic_filter, 0) for topic_filter in topic_filters])
                 # MQTT 3.1.1, 3.9.3: 0x80 is a refusal.
                 if any((code if isinstance(code, int) else code.value) >= 0x80 for code in granted):
-                    raise BridgeError(f"the broker does not grant a subscription to {topic_filter}")
+                    raise BridgeError(f"the broker does not grant a subscription to {', '.join(topic_filters)}")
                 heed_cancellation()
                 connected = True
                 async for message in connection.messages:
@@ -72,6 +88,8 @@ async def _tail(target: Target, topic_filter: str, prefix: str) -> None:
 
 
 def _print(message: aiomqtt.Message, prefix: str) -> None:
+    from rich.text import Text
+
     topic = message.topic.value
     payload = message.payload if isinstance(message.payload, bytes) else b""
     kind = topic.removeprefix(prefix).partition("/")[2].partition("/")[0] if topic.startswith(prefix) else ""

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Coroutine, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 T = TypeVar("T")
 
@@ -38,12 +40,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def console(*, stderr: bool = False) -> Console:
     """A console that cuts nothing off when it is no terminal."""
+    from rich.console import Console
+
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else WIDE, highlight=False, soft_wrap=not stream.isatty())
 
 
 def complain(text: str) -> None:
     """One line on stderr that says what is wrong."""
+    from rich.text import Text
+
     console(stderr=True).print(Text.assemble(("mqtt-bridge: ", "bold red"), safe(text)))
 
 
@@ -52,8 +58,17 @@ def safe(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
+def text(words: str) -> Text:
+    """Words that may hold what devices sent, line by line."""
+    from rich.text import Text
+
+    return Text("\n".join(map(safe, words.split("\n"))))
+
+
 def status(word: str) -> Text:
     """A status of a device or a command in its colour."""
+    from rich.text import Text
+
     return Text(safe(word), COLOURS.get(word.strip(), ""))
 
 
@@ -65,6 +80,9 @@ def local(moment: str, form: str = "") -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A plain table of texts."""
+    from rich.table import Table
+    from rich.text import Text
+
     result = Table(*columns, box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in result.columns[:-1]:
         column.no_wrap = True

@@ -153,7 +153,14 @@ def test_devices_as_json_and_limited(run: Run, played: type[Played], capsys: pyt
 def test_dead_letters_cannot_steer_the_terminal(
     run: Run, played: type[Played], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    letter = {"at": AT, "reason": "not_json", "topic": "devices/a\x1b[2J", "error": "bad\nbad", "payload": "[red]\x07"}
+    letter = {
+        "id": 1,
+        "at": AT,
+        "reason": "not_json",
+        "topic": "devices/a\x1b[2J",
+        "error": "bad\nbad",
+        "payload": "[red]\x07",
+    }
     played.answers += [(200, {"dead_letters": [letter]})]
     assert run("deadletters") == 0
     out = capsys.readouterr().out
@@ -175,7 +182,11 @@ def test_the_token_is_sent_and_asked_for(
     assert run("devices") == 1
     assert played.asked[0][3] == "Bearer sesame"
     err = capsys.readouterr().err
-    assert err == "mqtt-bridge: send the token (BRIDGE_TOKEN)\n"
+    assert err.startswith("mqtt-bridge: send the token: the token in BRIDGE_TOKEN is wrong or revoked")
+    monkeypatch.delenv("BRIDGE_TOKEN")
+    played.answers += [(401, {"title": "x", "status": 401, "detail": "send the token"})]
+    assert run("devices") == 1
+    assert "set BRIDGE_TOKEN; `mqtt-bridge tokens add NAME`" in capsys.readouterr().err
 
 
 def test_somebody_who_is_no_bridge(run: Run, played: type[Played], capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,4 +200,5 @@ def test_nobody_there(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert run("devices") == 1
     err = capsys.readouterr().err
     assert "no bridge answers at http://127.0.0.1:1" in err
+    assert "mqtt-bridge serve" in err
     assert len(err.splitlines()) == 1
