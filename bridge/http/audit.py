@@ -46,7 +46,7 @@ def _complain(written: asyncio.Future[None], line: AuditLine) -> None:
 
 
 def note(request: Request, detail: str) -> None:
-    """Add to the line that this request leaves what its path does not say. No secrets."""
+    """Add to the line that this request leaves what its path does not say. No secrets: names, not values."""
     request.state.audit_detail = detail
 
 

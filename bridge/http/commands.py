@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
-from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import APIRouter, HTTPException, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.commands import Command, CommandStatus
 from bridge.errors import StorageUnavailableError
 from bridge.http import models
+from bridge.http.audit import note
 from bridge.http.context import Context
 from bridge.http.devices import DeviceId
 from bridge.storage import commands as stored
@@ -32,11 +33,12 @@ def routes(context: Context) -> APIRouter:
     api = APIRouter(tags=["commands"])
 
     @api.post("/devices/{device_id}/commands", status_code=202)
-    async def send(device_id: DeviceId, body: models.CommandBody) -> models.CommandView:
+    async def send(device_id: DeviceId, body: models.CommandBody, request: Request) -> models.CommandView:
         """Store a command and send it as soon as the device is there. Answered after the commit. The id of a stored
         command gives that one; if it was asked for something else, 409."""
         async with in_time():
-            command, _created = await context.router.send(device_id, body.request(), "api")
+            command, created = await context.router.send(device_id, body.request(), "api")
+        note(request, f"{command.name}, command {command.command_id}{'' if created else ', known'}")
         return models.CommandView.of(command)
 
     @api.get("/commands")
@@ -57,7 +59,7 @@ def routes(context: Context) -> APIRouter:
         return models.CommandPage(commands=[models.CommandView.of(command) for command in found], next=following)
 
     @api.post("/commands/{command_id}/cancel")
-    async def cancel(command_id: CommandId) -> models.CommandView:
+    async def cancel(command_id: CommandId, request: Request) -> models.CommandView:
         """End a command that has not ended yet, whether the device has it already or not; then it is told. 409 if the
         command has ended otherwise."""
         command = await found(command_id)
@@ -67,6 +69,7 @@ def routes(context: Context) -> APIRouter:
             command = await found(command_id)
         if command.status is not CommandStatus.CANCELLED:
             raise HTTPException(409, f"command {command_id} has {command.status.value} already")
+        note(request, f"{command.name}, for {command.device_id}")
         return models.CommandView.of(command)
 
     async def found(command_id: str) -> Command:
@@ -124,10 +127,10 @@ async def in_time() -> AsyncIterator[None]:
 
 
 async def _look(connection: AsyncConnection, command_id: str, after_seq: int) -> models.CommandWithEvents | None:
-    command = await stored.get_command(connection, command_id)
-    if command is None:
+    found = await stored.with_events(connection, command_id, after_seq)
+    if found is None:
         return None
-    events = await stored.command_events(connection, command_id, after_seq)
+    command, events = found
     return models.CommandWithEvents(
         command=models.CommandView.of(command),
         events=[

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import APIRouter, HTTPException, Path, Query, Request
 from pydantic import Field
 
 from bridge.errors import RefusedError
 from bridge.http.access import ADMIN
+from bridge.http.audit import note
 from bridge.http.context import Context
 from bridge.http.devices import DeviceId
 from bridge.http.models import Model, moment
@@ -176,7 +177,7 @@ def routes(context: Context) -> APIRouter:
         return EntryPage(devices=[EntryView.of(entry) for entry in found], next=following)
 
     @api.post("/registry", dependencies=[ADMIN])
-    async def put(body: ImportBody) -> Imported:
+    async def put(body: ImportBody, request: Request) -> Imported:
         """Register devices, new ones and known ones, and accept them. The same again changes nothing."""
         entries = [device.entry() for device in body.devices]
         for index, entry in enumerate(entries):
@@ -185,6 +186,8 @@ def routes(context: Context) -> APIRouter:
             except RefusedError as error:
                 raise HTTPException(422, f"devices.{index}.{error.reason}: {error}") from error
         new = [] if body.dry_run else await registry.put(entries)
+        first = ", ".join(entry.device_id for entry in entries[:3]) + (", …" if len(entries) > 3 else "")
+        note(request, f"{'dry run, ' if body.dry_run else ''}{len(entries)} devices, {len(new)} new: {first}")
         return Imported(devices=len(entries), new=len(new))
 
     @api.get("/registry/{device_id}")
@@ -196,7 +199,7 @@ def routes(context: Context) -> APIRouter:
         return EntryView.of(found[device_id])
 
     @api.patch("/registry/{device_id}", dependencies=[ADMIN])
-    async def change(device_id: DeviceId, body: EntryChange) -> EntryView:
+    async def change(device_id: DeviceId, body: EntryChange, request: Request) -> EntryView:
         """Change a device's profile, tags or metadata."""
         entry = await registry.change(
             device_id,
@@ -205,12 +208,20 @@ def routes(context: Context) -> APIRouter:
             remove_tags=body.remove_tags,
             metadata=body.metadata,
         )
+        changes = [
+            *([f"profile {body.profile}"] if body.profile is not None else []),
+            *(f"tag +{tag}" for tag in body.add_tags),
+            *(f"tag -{tag}" for tag in body.remove_tags),
+            *(["metadata"] if body.metadata is not None else []),
+        ]
+        note(request, ", ".join(changes))
         return EntryView.of(entry)
 
     @api.put("/registry/{device_id}/admission", dependencies=[ADMIN], status_code=204)
-    async def admit(device_id: DeviceId, body: AdmissionBody) -> None:
+    async def admit(device_id: DeviceId, body: AdmissionBody, request: Request) -> None:
         """Approve a device, or quarantine it."""
         await registry.admit(device_id, Admission.ACCEPTED if body.approved else Admission.QUARANTINED)
+        note(request, "approved" if body.approved else "quarantined")
 
     @api.delete("/registry/{device_id}", dependencies=[ADMIN], status_code=204)
     async def delete(device_id: DeviceId) -> None:
@@ -229,9 +240,10 @@ def routes(context: Context) -> APIRouter:
         )
 
     @api.post("/registry/{device_id}/credentials", dependencies=[ADMIN], status_code=201)
-    async def issue(device_id: DeviceId) -> NewCredential:
+    async def issue(device_id: DeviceId, request: Request) -> NewCredential:
         """Issue a credential: the device connects with its id as the user name and the token as the password."""
         credential, token = await registry.issue(device_id)
+        note(request, f"credential {credential.credential_id}")
         return NewCredential(
             credential_id=credential.credential_id,
             created_at=moment(credential.created_at),

@@ -6,10 +6,11 @@ import asyncio
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import APIRouter, HTTPException, Path, Query, Request
 from pydantic import Field
 
 from bridge.http import models
+from bridge.http.audit import note
 from bridge.http.commands import CURSOR, Wait, cursor, in_time, next_cursor
 from bridge.http.context import Context
 from bridge.presence import Status
@@ -96,11 +97,13 @@ def routes(context: Context) -> APIRouter:
     database, rollouts = context.database, context.rollouts
 
     @api.post("/rollouts", status_code=202)
-    async def create(body: RolloutBody) -> RolloutProgress:
+    async def create(body: RolloutBody, request: Request) -> RolloutProgress:
         """Store a rollout and begin. Answered after the commit. The id of a stored rollout gives that one; if it was
         asked for something else, 409. What became of each device: `/commands?rollout=…`."""
         async with in_time():
-            rollout, _created = await rollouts.create(body.order(), body.id, "api")
+            rollout, created = await rollouts.create(body.order(), body.id, "api")
+        known = "" if created else ", known"
+        note(request, f"{body.name} to {rollout.total} devices, rollout {rollout.rollout_id}{known}")
         return await look(rollout.rollout_id)
 
     @api.post("/rollouts/preview")
@@ -139,7 +142,7 @@ def routes(context: Context) -> APIRouter:
                 await asyncio.wait([news], timeout=deadline - loop.time())
 
     @api.post("/rollouts/{rollout_id}/cancel")
-    async def cancel(rollout_id: RolloutId) -> RolloutProgress:
+    async def cancel(rollout_id: RolloutId, request: Request) -> RolloutProgress:
         """No further device gets the command, and what has not ended is cancelled. 409 if it has ended."""
         await look(rollout_id)
         async with in_time():
@@ -147,6 +150,7 @@ def routes(context: Context) -> APIRouter:
         view = await look(rollout_id)
         if view.status is not RolloutStatus.CANCELLED:
             raise HTTPException(409, f"rollout {rollout_id} has {view.status.value} already")
+        note(request, f"{view.name}, {view.ended} of {view.total} devices had ended")
         return view
 
     async def look(rollout_id: str) -> RolloutProgress:

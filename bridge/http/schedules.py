@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import APIRouter, HTTPException, Path, Query, Request
 from pydantic import AwareDatetime, Field
 
 from bridge.http import models
+from bridge.http.audit import note
 from bridge.http.commands import CURSOR, cursor, in_time, next_cursor
 from bridge.http.context import Context
 from bridge.http.rollouts import RolloutBody, target_view
@@ -79,12 +80,14 @@ def routes(context: Context) -> APIRouter:
     database, schedules = context.database, context.schedules
 
     @api.post("/schedules", status_code=201)
-    async def create(body: ScheduleBody) -> ScheduleWithRuns:
+    async def create(body: ScheduleBody, request: Request) -> ScheduleWithRuns:
         """Store a schedule. Answered after the commit. The id of a stored schedule gives that one; if it was asked for
         something else, 409."""
         when = When(None if body.at is None else body.at.timestamp(), body.cron, body.tz)
         async with in_time():
-            schedule, _created = await schedules.create(body.order(), when, body.grace, body.id)
+            schedule, created = await schedules.create(body.order(), when, body.grace, body.id)
+        known = "" if created else ", known"
+        note(request, f"{body.name} {body.cron or body.at}, schedule {schedule.schedule_id}{known}")
         return await look(schedule.schedule_id)
 
     @api.get("/schedules")
@@ -103,7 +106,7 @@ def routes(context: Context) -> APIRouter:
         return await look(schedule_id)
 
     @api.post("/schedules/{schedule_id}/cancel")
-    async def cancel(schedule_id: ScheduleId) -> ScheduleWithRuns:
+    async def cancel(schedule_id: ScheduleId, request: Request) -> ScheduleWithRuns:
         """No further runs; a rollout that it has started goes on. 409 if it is over."""
         await look(schedule_id)
         async with in_time():
@@ -111,6 +114,7 @@ def routes(context: Context) -> APIRouter:
         view = await look(schedule_id)
         if view.status is not ScheduleStatus.CANCELLED:
             raise HTTPException(409, f"schedule {schedule_id} is {view.status.value} already")
+        note(request, view.name)
         return view
 
     async def look(schedule_id: str) -> ScheduleWithRuns:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import APIRouter, HTTPException, Path, Query, Request
 from pydantic import Field
 
 from bridge.http.access import ADMIN
+from bridge.http.audit import note
 from bridge.http.keyring import Keyring
 from bridge.http.models import Model, moment
 from bridge.storage import audit as trail
@@ -92,9 +93,11 @@ def routes(keyring: Keyring, database: Database) -> APIRouter:
         )
 
     @api.post("/tokens", status_code=201)
-    async def add(body: TokenBody) -> NewToken:
+    async def add(body: TokenBody, request: Request) -> NewToken:
         """Make a token. It is shown once and stored only as a digest."""
-        return NewToken(name=body.name, role=body.role, token=await keyring.add(body.name, body.role))
+        token = await keyring.add(body.name, body.role)
+        note(request, f"{body.name}, {body.role}")
+        return NewToken(name=body.name, role=body.role, token=token)
 
     @api.delete("/tokens/{name}", status_code=204)
     async def revoke(name: Name) -> None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Header, HTTPException, Query, Request, Resp
 
 from bridge.errors import VersionConflictError
 from bridge.http import models, problems
+from bridge.http.audit import note
 from bridge.http.commands import in_time
 from bridge.http.context import Context
 from bridge.http.devices import DeviceId
@@ -117,6 +118,7 @@ def routes(context: Context) -> APIRouter:
             code, title = (409, "Conflict") if if_match is None else (412, "Precondition failed")
             return problems.problem(code, title, str(conflict), {"ETag": _etag(conflict.version)})
         response.headers["ETag"] = _etag(twin.desired_version)
+        note(request, f"desired version {twin.desired_version}: {', '.join(wanted.changes)}")
         return TwinView.of(twin)
 
     @api.get("/devices/{device_id}/twin/history")

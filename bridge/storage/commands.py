@@ -176,6 +176,26 @@ async def command_events(connection: AsyncConnection, command_id: str, after_seq
     return [CommandEvent(*row) for row in await connection.execute(query)]
 
 
+async def with_events(
+    connection: AsyncConnection, command_id: str, after_seq: int
+) -> tuple[Command, list[CommandEvent]] | None:
+    """A command and its history from the step that follows `after_seq`, as they were at one moment: in one statement,
+    as another transaction may commit between two. None if there is no command with this id."""
+    query = (
+        select(*_COLUMNS, events.c.seq, events.c.status, events.c.at, events.c.cause, events.c.detail)
+        .select_from(
+            commands.outerjoin(events, (events.c.command_id == commands.c.command_id) & (events.c.seq > after_seq))
+        )
+        .where(commands.c.command_id == command_id)
+        .order_by(events.c.seq)
+    )
+    rows = (await connection.execute(query)).all()
+    if not rows:
+        return None
+    width = len(_COLUMNS)
+    return _command(rows[0]), [CommandEvent(*row[width:]) for row in rows if row[width] is not None]
+
+
 async def _record(
     connection: AsyncConnection, command_id: str, status: str, at: float, cause: str, detail: str | None
 ) -> None:
@@ -201,8 +221,8 @@ def _json(value: Any) -> str:
 
 
 def _command(row: Row[*tuple[Any, ...]]) -> Command:
-    command = Command(**row._mapping)
+    command = Command(**{column.name: value for column, value in zip(_COLUMNS, row, strict=False)})
     command.args = msgspec.json.decode(row.args)
-    command.status = CommandStatus(row.status)
+    command.status = CommandStatus(command.status)
     command.result = None if row.result is None else msgspec.json.decode(row.result)
     return command

@@ -202,6 +202,8 @@ async def test_the_audit_trail_says_who_did_what(locked_house: House) -> None:
         ("admin", "POST /tokens", ""),
     ]
     assert lines[0]["address"] == "127.0.0.1"
+    assert lines[0]["detail"].startswith("reboot, command ")
+    assert lines[1]["detail"] == "a-operator, operator"
     assert operator not in str(lines)
 
 

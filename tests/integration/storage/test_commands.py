@@ -73,6 +73,10 @@ async def test_a_status_changes_only_from_an_expected_one(writer: Writer, databa
     ]  # fmt: skip
     later = await database.read(partial(commands.command_events, command_id=c.command_id, after_seq=2))
     assert later == events[2:]
+    for after_seq, rest in ((0, events), (2, events[2:]), (3, [])):
+        both = await database.read(partial(commands.with_events, command_id=c.command_id, after_seq=after_seq))
+        assert both == (stored, rest)
+    assert await database.read(partial(commands.with_events, command_id="none", after_seq=0)) is None
 
 
 async def test_of_two_that_race_one_wins(writer: Writer) -> None:
