@@ -112,6 +112,15 @@ def test_send_without_waiting(run: Run, played: type[Played], capsys: pytest.Cap
     assert played.asked[0][2] == {"name": "reboot", "args": [1]}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["reboot"], ["d1", "reboot", "--all"], ["d1", "reboot", "--tag", "cold"], ["d1", "reboot", "--at", "soon"]],
+)
+def test_send_refuses_a_target_that_is_none_or_two(run: Run, played: type[Played], words: list[str]) -> None:
+    assert run("send", *words) == 2
+    assert not played.asked
+
+
 @pytest.mark.parametrize("wrong", [["--args", "{"], ["--arg", "x"], ["--arg", "a=1", "--args", "{}"]])
 def test_send_refuses_arguments_that_are_none(run: Run, played: type[Played], wrong: list[str]) -> None:
     assert run("send", "fridge-7", "reboot", *wrong) == 2
