@@ -167,7 +167,7 @@ class Bridge:
         await self.retention.prepare()
         await self.writer.start()
         undo.push_async_callback(self.writer.stop, grace)
-        self.rollups = Rollups(self.database, lambda: self.writer.congested)
+        self.rollups = Rollups(self.database, lambda: self.writer.busy)
         self.sinks = feeders(_sinks(settings), self.database, time.time)
 
         profiles = settings.complete_profiles()

@@ -48,6 +48,11 @@ class Profile:
     format: Format = Format.JSON
     schemas: Mapping[str, Schema] = field(default_factory=dict)
     """What readings must look like, by stream (`event/door` for events); `*` for all others."""
+    plain: bool = field(init=False, default=True)
+    """Whether payloads are JSON and of any form. Stored, as it is asked for every message."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", self.format is Format.JSON and not self.schemas)
 
     def check_arguments(self, name: str, args: Any) -> None:
         """Raises RefusedError `bad_arguments` when they are not as the command's schema has them. No arguments are `{}`
@@ -60,11 +65,6 @@ class Profile:
     def request(self, name: str) -> Request | None:
         """How a command is sent; None if in the bridge's own way."""
         return self.requests.get(name) or self.requests.get("*")
-
-    @property
-    def plain(self) -> bool:
-        """Whether payloads are JSON and of any form."""
-        return self.format is Format.JSON and not self.schemas
 
     def decode(self, payload: bytes, stream: str, received_at: float) -> Reading | list[Reading]:
         """The readings of a payload, as `readings.decode` gives them. Raises RefusedError also for what is not in the

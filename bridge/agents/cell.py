@@ -51,11 +51,11 @@ class Cell:
         self,
         device_id: str,
         services: Services,
-        give_up: Callable[[Cell, DeviceSnapshot], None],
+        give_up: Callable[[Cell, DeviceSnapshot | None], None],
         snapshot: DeviceSnapshot | None = None,
     ) -> None:
-        """`give_up` is called when the device's state is all that need be kept. Without a `snapshot` the state is
-        loaded when there is something to do."""
+        """`give_up` is called when the device's state is all that need be kept, or nothing is. Without a `snapshot`
+        the state is loaded when there is something to do."""
         self.device_id = device_id
         self._services = services
         self._give_up = give_up
@@ -296,6 +296,12 @@ class Cell:
                     self._retire(device)
             if due > now:
                 delay = min(delay, due - now)
+        elif self.idle and now - self._used_at >= rules.sleep_after:
+            # Forgotten by `renew`, and nobody has asked for it since. Its coroutine may be trying to load it again.
+            if self._task is None:
+                self._give_up(self, None)
+                return
+            self._sleep()
         self._tick_after(delay)
 
     def _retire(self, device: Device) -> None:

@@ -237,9 +237,10 @@ class Router:
         cell = self._cells[device_id] = Cell(device_id, self._services, self._give_up, snapshot)
         return cell
 
-    def _give_up(self, cell: Cell, snapshot: DeviceSnapshot) -> None:
+    def _give_up(self, cell: Cell, snapshot: DeviceSnapshot | None) -> None:
         del self._cells[cell.device_id]
-        if snapshot.admission != Admission.UNKNOWN.value:  # of a stranger nothing is kept, stored or not
+        # Of a stranger nothing is kept, stored or not.
+        if snapshot is not None and snapshot.admission != Admission.UNKNOWN.value:
             self.sleepers.keep(snapshot)
 
     def _turn(self) -> None:

@@ -144,7 +144,7 @@ class DatabaseSection(Section):
 class Writer(Section):
     """The group-committing writer: larger batches cost less per row, waiting costs latency."""
 
-    batch_rows: Count = Field(4_096, description="Rows per commit at most.")
+    batch_rows: Count = Field(2_048, description="Rows per commit at most.")
     batch_wait: float = Field(
         0.002, ge=0, le=1, description="Seconds that the first row of a batch waits for others, at most 1."
     )

@@ -20,11 +20,12 @@ class Pace:
     may take as long as the commit itself: half of what is possible is then still done.
     """
 
-    __slots__ = ("_empty", "_least", "_most", "limit")
+    __slots__ = ("_empty", "_least", "limit", "most")
 
     def __init__(self, least: int, first: int, most: int) -> None:
         """The limit is never below `least` and never above `most`; it is `first` until something is measured."""
-        self._most = most
+        self.most: Final = most
+        """What the limit may never exceed."""
         self._least = min(least, most)
         self._empty = 0.0
         self.limit = max(self._least, min(first, most))
@@ -32,14 +33,14 @@ class Pace:
 
     def measured(self, size: int, seconds: float) -> None:
         """A commit with `size` rows and changes took `seconds`."""
-        if size * 4 <= self._least:
+        if size * 16 <= self._least:
             # Next to nothing in it: a moving average of what every commit costs.
             self._empty += (seconds - self._empty) / 8
         elif size * 2 >= self.limit:
             # One commit that was held up (by a checkpoint, by a neighbour) must not undo what many have shown.
             fitting = size * max(COMMIT_GOAL, 2 * self._empty) / max(seconds, 1e-6)
             fitting = min(max(fitting, self.limit / 2), self.limit * 2)
-            self.limit = int(min(max(self.limit + (fitting - self.limit) / 4, self._least), self._most))
+            self.limit = int(min(max(self.limit + (fitting - self.limit) / 4, self._least), self.most))
 
 
 @final

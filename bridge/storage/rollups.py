@@ -25,6 +25,8 @@ PORTION: Final = 2_000
 """Rows in one transaction: on SQLite about ten milliseconds, which is how long a batch may have to wait for it."""
 SHARE: Final = 0.1
 """Of the time that may be spent on it while there is more to do; what is left over is done when there is less."""
+SHARE_WHEN_BUSY: Final = 0.02
+"""The same while readings come as fast as they can be committed: each commit waits for it."""
 IDLE: Final = 2.0
 """Seconds to the next look when everything is rolled up: how old a rollup is at least."""
 AGAIN_AFTER: Final = 5.0
@@ -94,7 +96,7 @@ _MOVE: Final = text(
 
 @final
 class Rollups:
-    """Keeps the rollups up to date. `busy` says whether intake needs the database for itself at the moment."""
+    """Keeps the rollups up to date. `busy` says whether intake could use all of the database at the moment."""
 
     def __init__(self, database: Database, busy: Callable[[], bool] = lambda: False) -> None:
         self.rows = 0
@@ -110,12 +112,13 @@ class Rollups:
         while True:
             began = loop.time()
             try:
-                done = 0 if self._busy() else await self.advance()
+                done = await self.advance()
             except (StorageUnavailableError, StorageError) as error:
                 log.warning("rollups wait for the database", error=str(error))
                 await asyncio.sleep(AGAIN_AFTER)
                 continue
-            await asyncio.sleep((loop.time() - began) / SHARE if done == PORTION else IDLE)
+            share = SHARE_WHEN_BUSY if self._busy() else SHARE
+            await asyncio.sleep((loop.time() - began) / share if done == PORTION else IDLE)
 
     async def advance(self, portion: int = PORTION) -> int:
         """Roll up the next rows, at most `portion`; returns how many there were."""

@@ -6,7 +6,8 @@ each row costs. A receipt is settled, and a future resolved, after COMMIT has re
 There are two lanes. Rows (readings, snapshots, presence, dead letters), and changes that must stay in order with them,
 go the one way; free changes (commands, twins, the registry) go the other, and overtake the rows that wait: an operator
 does not wait for what the sensors have sent before. Each lane is committed in hand-over order. Neither starves the
-other: while both have something, they take turns, and a commit of either is kept short (see `Pace`).
+other: while both have something, they take turns. While free changes are about, commits are kept short (see `Pace`);
+while only rows come, nobody would have anything of it, and each row costs less in a large batch.
 
 With a spool nobody who sends readings notices that the database is away or slow: a commit of rows that fails or takes
 too long is given up, and rows are settled when they are in the spool (see `Diversion`). Free changes wait for the
@@ -48,14 +49,18 @@ T = TypeVar("T")
 RETRY: Final = 0.5
 """Seconds to the next try of the rows when the database is away and there is a spool."""
 SOON: Final = 0.02
-LEAST_ROWS: Final = 64
+LEAST_ROWS: Final = 256
 """A batch may always hold so many rows: in smaller ones the commit costs more than the rows."""
+BUSY_FOR: Final = 1.0
+"""Seconds after a full commit of rows in which the database is taken to be busy."""
 FIRST_ROWS: Final = 512
 """Rows per batch until the first commits are measured."""
 LEAST_CHANGES: Final = 8
 FIRST_CHANGES: Final = 16
 MOST_CHANGES: Final = 256
 """Free changes per commit: each is one or more statements, and may be hundreds."""
+SHORT_FOR: Final = 2.0
+"""Seconds after a free change in which commits of rows are kept short: where there was one, more may follow."""
 
 
 @final
@@ -88,7 +93,8 @@ class WriterStats:
 class Writer:
     """Owns the database's writing connection while it runs.
 
-    `batch_rows`: a batch of rows is closed when it holds so much, or less, as the measured commits ask for.
+    `batch_rows`: a batch of rows is closed when it holds so much, or, beside free changes, less, as the measured
+    commits ask for.
     `batch_wait`: or when its first row has waited so long, in seconds; a batch that filled while another was committed
     does not wait, nor do free changes.
 
@@ -101,7 +107,7 @@ class Writer:
         self,
         database: Database,
         *,
-        batch_rows: int = 4096,
+        batch_rows: int = 2048,
         batch_wait: float = 0.002,
         capacity: int = 50_000,
         clock: Callable[[], float] = time.time,
@@ -127,6 +133,10 @@ class Writer:
         self._last_id = 0
         self._rows = Lane(Pace(LEAST_ROWS, FIRST_ROWS, batch_rows))
         self._changes = Lane(Pace(LEAST_CHANGES, FIRST_CHANGES, MOST_CHANGES))
+        self._short_until = 0.0
+        """Event-loop time until which commits of rows are kept short."""
+        self._full_at = float("-inf")
+        """Event-loop time of the last commit of rows that was full."""
         self._last: Lane | None = None
         """The lane of the last commit."""
         self.diversion: Final = None if spool is None else Diversion(spool, self._rows, self._relieve)
@@ -148,6 +158,11 @@ class Writer:
     def pending(self) -> int:
         """Rows and changes handed over and not committed yet."""
         return self._rows.pending + self._changes.pending
+
+    @property
+    def busy(self) -> bool:
+        """Whether rows come as fast as they can be committed, or did a moment ago."""
+        return self.congested or self._loop.time() - self._full_at < BUSY_FOR
 
     @property
     def diverting(self) -> bool:
@@ -291,8 +306,10 @@ class Writer:
             return self.add_change(change, receipt, letter)
         future: asyncio.Future[T] = self._loop.create_future()
         lane = self._changes
+        now = self._loop.time()
+        self._short_until = now + SHORT_FOR
         if not lane.open.opened_at:
-            lane.open.opened_at = self._loop.time()
+            lane.open.opened_at = now
         lane.open.add(Change(change, receipt, letter, future, patient=patient))
         if not patient and self._looking is None:
             self._looking = self._loop.call_later(self.patience, self._look)
@@ -372,10 +389,15 @@ class Writer:
         if not lane.open.opened_at:
             lane.open.opened_at = self._loop.time()
             self._rouse()
-        if lane.open.size >= lane.pace.limit:
+        if lane.open.size >= self._row_limit():
             lane.close()
             self._rouse()
         self._make_room()
+
+    def _row_limit(self) -> int:
+        pace = self._rows.pace
+        short = self._changes.pending or self._loop.time() < self._short_until
+        return pace.limit if short else pace.most
 
     def _make_room(self) -> None:
         # Sees to congestion, and to how many rows may come until the next look.
@@ -383,7 +405,7 @@ class Writer:
         if pending >= self.capacity:
             self.congested = True
         size = self._rows.open.size
-        room = self._rows.pace.limit - size if size else 1
+        room = self._row_limit() - size if size else 1
         self._room = room if self.congested else min(room, max(1, self.capacity - pending))
 
     def _abandon(self) -> None:
@@ -461,6 +483,8 @@ class Writer:
 
     async def _commit_first(self, lane: Lane) -> None:
         # It stays in its lane until it is settled: `stop` finds it there if this task is cancelled.
+        if lane is self._rows and (lane.full or lane.open.size >= self._row_limit()):
+            self._full_at = self._loop.time()
         batch = lane.first()
         self._make_room()
         if lane is self._rows and self.diversion is not None:

@@ -46,7 +46,7 @@ def test_the_stronger_source_wins(monkeypatch: pytest.MonkeyPatch, toml: Path) -
     monkeypatch.setenv("BRIDGE_HTTP__PORT", "9")
     settings = Settings.load(toml, http={"port": 10})
     assert (settings.http.port, settings.mqtt.port, settings.mqtt.max_queued) == (10, 8, 6)
-    assert (settings.mqtt.host, settings.writer.batch_rows) == ("127.0.0.9", 4_096)
+    assert (settings.mqtt.host, settings.writer.batch_rows) == ("127.0.0.9", 2_048)
     origins = settings.origins()
     assert list(origins) == list(keys())
     assert origins["http.port"] == "command line"

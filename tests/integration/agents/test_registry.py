@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.agents.registry import Registry
+from bridge.agents.services import Rules
 from bridge.commands import CommandRequest
 from bridge.errors import RefusedError
 from bridge.profiles import Profile, Profiles
@@ -140,6 +141,15 @@ async def test_refused_devices_leave_no_trace_but_their_letters(url: str) -> Non
         assert [body["status"] for body in h.bodies("devices/a/presence")] == ["online"]
         assert await h.registry.admits("a")
         assert h.services.census.devices == {"unknown": 0, "online": 1}
+
+
+async def test_nothing_is_left_of_a_deleted_device_in_memory(url: str) -> None:
+    async with house(url, Rules(sleep_after=0.3, evict_after=60.0)) as h:
+        await receive(h, "a")
+        assert h.router.find("a") is not None
+        await h.registry.delete("a")
+        await until(lambda: h.router.activity()["awake"] + h.router.activity()["asleep"] == 0)
+        assert (await receive(h, "a")).outcome is Outcome.COMMITTED
 
 
 async def test_a_deleted_device_is_gone_with_all_its_data(url: str) -> None:

@@ -69,6 +69,39 @@ async def test_a_change_overtakes_the_rows_that_wait(database: Database, ledger:
     assert log.names == ["change", *(f"row {number}" for number in range(6))]
 
 
+async def test_commits_of_rows_are_short_only_while_changes_are_about(database: Database, ledger: Ledger) -> None:
+    writer, log = Writer(database, batch_rows=2_000), Log(ledger)
+    await writer.start()
+    async with held(database, writer):
+        number = writer.batch_number
+        for _ in range(1_000):
+            log.row(writer, "row")
+        assert writer.batch_number == number
+        writer.submit(log.change("change"))
+        for _ in range(1_000):
+            log.row(writer, "row")
+        assert writer.batch_number > number
+    await writer.stop(5.0)
+    assert log.names == ["change", *["row"] * 2_000]
+
+
+async def test_the_database_is_busy_while_commits_of_rows_are_full(database: Database, ledger: Ledger) -> None:
+    writer, log = Writer(database, batch_rows=3), Log(ledger)
+    await writer.start()
+    log.row(writer, "1")
+    await writer.barrier()
+    assert not writer.busy
+    for _ in range(3):
+        log.row(writer, "2")
+    committed = writer.barrier()
+    busy: list[bool] = []
+    committed.add_done_callback(lambda _: busy.append(writer.busy))
+    await committed
+    await eventually(lambda: not writer.busy, "the database to be free")
+    await writer.stop(5.0)
+    assert busy == [True]
+
+
 async def test_a_change_in_order_overtakes_nothing(database: Database, ledger: Ledger) -> None:
     writer, log = Writer(database, batch_rows=2), Log(ledger)
     await writer.start()
