@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any, Final, cast, final
 
 import structlog
-from sqlalchemy import ColumnElement, FromClause, MetaData, Select, Table, delete, select, tuple_
+from sqlalchemy import ColumnElement, FromClause, MetaData, Select, Table, and_, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.commands import CommandStatus
 from bridge.errors import StorageError, StorageUnavailableError
+from bridge.rollout import RolloutStatus
+from bridge.schedule import ScheduleStatus
 from bridge.storage import partitions, tables
 from bridge.storage.database import Database
 
@@ -47,7 +49,7 @@ class Keep:
     twins: float = 30.0
     """What twins have been: how far back a device may be and still be told only what it misses."""
     commands: float = 90.0
-    """Finished commands and their steps, counted from their deadline."""
+    """Finished commands and their steps, counted from their deadline; rollouts and schedules that are over."""
     dead_letters: float = 30.0
     dead_letters_max: int = 10_000
     """So many dead letters, the newest."""
@@ -101,7 +103,10 @@ class Retention:
             if days:
                 await self._repeat(table.name, partial(_older, table, column, now - days * DAY))
         if keep.commands:
-            await self._repeat("commands", partial(_commands, now - keep.commands * DAY))
+            before = now - keep.commands * DAY
+            await self._repeat("commands", partial(_commands, before))
+            await self._repeat("rollouts", partial(_over, tables.rollouts, RolloutStatus.RUNNING, before))
+            await self._repeat("schedules", partial(_over, tables.schedules, ScheduleStatus.ACTIVE, before))
         if keep.dead_letters:
             await self._repeat(
                 "dead_letters", partial(_oldest, tables.dead_letters, "at", now - keep.dead_letters * DAY)
@@ -135,6 +140,15 @@ async def _surplus(table: FromClause, most: int, connection: AsyncConnection) ->
     """Delete a portion of the rows beyond the newest `most`."""
     newest = select(table.c.id).order_by(table.c.id.desc()).offset(most).limit(1).scalar_subquery()
     return await _delete(connection, table, select(table.c.id).where(table.c.id <= newest).order_by(table.c.id))
+
+
+async def _over(table: FromClause, going_on: str, before: float, connection: AsyncConnection) -> int:
+    """Delete a portion of the rollouts or schedules that began before and do not go on."""
+    over = and_(table.c.created_at < before, table.c.status != going_on)
+    if table is tables.schedules:
+        ids = select(tables.schedules.c.schedule_id).where(over)
+        await connection.execute(delete(tables.schedule_runs).where(tables.schedule_runs.c.schedule_id.in_(ids)))
+    return await _delete(connection, table, select(*table.primary_key).where(over))
 
 
 async def _commands(before: float, connection: AsyncConnection) -> int:

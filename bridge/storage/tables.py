@@ -331,7 +331,7 @@ dead_letters: Final = Table(
     Column("device_id", Text),
     Column("reason", Text, nullable=False),
     Column("error", Text, nullable=False),
-    # The first 64 KiB; `size` is the whole payload's.
+    # At most 1 MiB; `size` is the whole payload's.
     Column("payload", LargeBinary, nullable=False),
     Column("size", BigInteger, nullable=False),
 )

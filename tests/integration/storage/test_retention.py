@@ -99,13 +99,17 @@ async def test_presence_rollups_and_finished_commands_by_age(
             await witness.execute(f"INSERT INTO commands ({columns}) VALUES ({values})")
             event = f"('{status}{day}', 1, 'queued', {at}, 'api')"
             await witness.execute(f"INSERT INTO command_events (command_id, seq, status, at, cause) VALUES {event}")
+        for status in ("running", "finished"):
+            row = f"('{status}{day}', '{status}{day}', '{{}}', '{status}', '', 0, {at}, {at}, '', 0)"
+            await witness.execute(f"INSERT INTO rollouts VALUES {row}")
     await keeper(presence=9.5, minutes=4.5, commands=2.5).sweep()
     counts = {
         table: (await witness.rows(f"SELECT count(*) FROM {table}"))[0][0]
-        for table in ("presence", "telemetry_minute", "telemetry_hour", "commands", "command_events")
+        for table in ("presence", "telemetry_minute", "telemetry_hour", "commands", "command_events", "rollouts")
     }
     assert counts == {
         "presence": 10, "telemetry_minute": 5, "telemetry_hour": 20, "commands": 23, "command_events": 23,
+        "rollouts": 23,
     }  # fmt: skip
 
 
