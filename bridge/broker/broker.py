@@ -77,21 +77,23 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         except PluginError as error:
             raise StartError(f"mqtt.plugins: {type(error).__name__}: {error}") from error
         self.config = config
-        self.topics: Final = topics
-        self.ledger: Final = ledger
-        self.intake: Final = intake
+        self.topics = topics
+        self.ledger = ledger
+        self.intake = intake
         self.store: Final = store
-        self.clock: Final = clock
-        self.stats: Final = BrokerStats()
-        self.wheel: Final = Wheel()
-        self.share: Final = Share(config.receive_window)
-        self.portions: Final = Portions(asyncio.get_running_loop())
-        self.plugins: Final = Plugins(self.plugins_manager, config, self.stats) if config.plugins else None
-        self.exchange: Final = Exchange(config, self.stats, store, self.plugins, clock)
+        self.clock = clock
+        self.stats = BrokerStats()
+        self.wheel = Wheel()
+        self.share = Share(config.receive_window)
+        self.portions = Portions(asyncio.get_running_loop())
+        self.plugins = Plugins(self.plugins_manager, config, self.stats) if config.plugins else None
+        self.exchange = Exchange(config, self.stats, store, self.plugins, clock)
         self.clients: Final = Clients(config, self.stats, self.exchange, topics, store, clock)
-        self.control: Final = Control(self)
         passwords = Passwords(config.password_file) if config.password_file else None
         self.login: Final = Login(config, topics, self.clients, passwords, self.plugins, credentials)
+        self.control = Control(
+            config, topics, self.exchange, self.clients, self.login, self.portions, self.plugins, store
+        ).take
         self.connections: Final[set[Connection]] = set()
         self.accepting = False
         self.publish: Final = self.exchange.publish
@@ -251,9 +253,9 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
             # Not now: whoever closes this connection may be in the middle of a hand-over.
             self._loop.call_soon(self._publish_will, will, session.rights, session)
 
-    def close_soon(self, connection: Wire, cause: str, detail: str) -> None:
+    def close_soon(self, wire: Wire, cause: str, detail: str) -> None:
         """Close a connection in the next turn of the loop."""
-        self._loop.call_soon(connection.close, cause, detail, connection.choked)
+        self._loop.call_soon(wire.close, cause, detail, wire.choked)
 
     def kick(self, client_id: str, cause: str = "kicked") -> bool:
         """Close a client's connection; False if it has none."""
@@ -279,16 +281,16 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
         for connection in waiting:
             connection.let_go(CONGESTED)
 
-    def flush_soon(self, connection: Wire) -> None:
-        """Write a connection's output at the end of this turn of the loop, together with everybody's."""
+    def flush_soon(self, wire: Wire) -> None:
+        """Write a wire's output at the end of this turn of the loop, together with everybody's."""
         if not self._unflushed:
             self._loop.call_soon(self._flush)
-        self._unflushed.append(connection)
+        self._unflushed.append(wire)
 
     def _flush(self) -> None:
-        connections, self._unflushed = self._unflushed, []
-        for connection in connections:
-            connection.flush()
+        wires, self._unflushed = self._unflushed, []
+        for wire in wires:
+            wire.flush()
 
     # ------------------------------------------------------------------ topics
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import structlog
 
 from bridge.broker import packets
 from bridge.broker.access import Rights
+from bridge.broker.config import BrokerConfig, BrokerStats
 from bridge.broker.connection import Connection
+from bridge.broker.exchange import Exchange
 from bridge.broker.session import TAKEN, Delivery, Session
+from bridge.storage.sessions import SessionStore
 from bridge.topics import Topics
-
-if TYPE_CHECKING:
-    from bridge.broker.config import BrokerConfig, BrokerStats
-    from bridge.broker.exchange import Exchange
-    from bridge.storage.sessions import SessionStore
 
 log = structlog.get_logger(__name__)
 

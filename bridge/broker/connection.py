@@ -7,23 +7,25 @@ of its topic is found with one look into a dictionary.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, Protocol, final
 
 from bridge.broker import packets
 from bridge.broker.framing import PacketTooLargeError, split
-from bridge.broker.outbox import Outbox
+from bridge.broker.outbox import Outbox, OutboxBroker
 from bridge.broker.packets import ProtocolError
+from bridge.broker.plugins import Plugins
+from bridge.broker.portions import Portions
 from bridge.broker.routes import Route, route_to
 from bridge.broker.session import RELEASING, TAKEN, Ack, Promise, Session
+from bridge.broker.share import Share
 from bridge.broker.wheel import TICK, ticks
 from bridge.broker.wire import CLOSED, CONGESTED, STALLED_FOR, WINDOW
 from bridge.errors import RefusedError
-from bridge.messages import Message
-from bridge.receipts import Outcome, Receipt
-
-if TYPE_CHECKING:
-    from bridge.broker.broker import EmbeddedBroker
+from bridge.messages import Intake, Message
+from bridge.receipts import Ledger, Outcome, Receipt
+from bridge.topics import Topics
 
 MAX_ROUTES: Final = 1_000
 """Topics whose meaning one connection remembers; at the limit it forgets them all and starts again."""
@@ -46,6 +48,34 @@ _TOLD: Final = frozenset(
 """Causes that the agents know as `error`."""
 
 
+class ConnectionBroker(OutboxBroker, Protocol):
+    """What a connection needs of the broker."""
+
+    topics: Topics
+    ledger: Ledger
+    intake: Intake
+    share: Share
+    portions: Portions
+    plugins: Plugins | None
+    control: Callable[[Connection, int, bytes], None]
+    """Handles every packet but PUBLISH: its first byte, and its body. Raises ProtocolError."""
+
+    def connected(self, connection: Connection) -> None:
+        """A socket is open."""
+
+    def disconnected(self, connection: Connection) -> None:
+        """A socket is closed."""
+
+    def closing(self, connection: Connection, cause: str, detail: str) -> None:
+        """A connection is about to end."""
+
+    def closed(self, connection: Connection, will: packets.Will | None) -> None:
+        """A connection has given back what it held; `will` is to be published."""
+
+    def wait_for_relief(self, connection: Connection) -> None:
+        """Have a connection read on when the intake is no longer congested."""
+
+
 @final
 class Connection(Outbox):
     """Also the `Link` that the agents see.
@@ -56,11 +86,13 @@ class Connection(Outbox):
     """
 
     __slots__ = (
-        "_address", "_devices", "_patience", "_pending", "_routes", "_will", "answer", "client_id", "due", "limit",
+        "_address", "_answer", "_devices", "_patience", "_pending", "_routes", "_will", "client_id", "due", "limit",
         "on_settled",
     )  # fmt: skip
 
-    def __init__(self, broker: EmbeddedBroker) -> None:
+    _broker: ConnectionBroker
+
+    def __init__(self, broker: ConnectionBroker) -> None:
         super().__init__(broker)
         self._address: str | None = None
         self._pending: list[Promise] = []
@@ -73,7 +105,7 @@ class Connection(Outbox):
         self.client_id = ""
         self.due = 0
         """The tick in which it is looked at; 0 when it is not in the wheel."""
-        self.answer: tuple[str, bool] | None = None
+        self._answer: tuple[str, bool] | None = None
         """What plugins have said about a topic that this client wants to publish to."""
         self.on_settled: asyncio.Future[None] | None = None
         """Resolved when nothing is unsettled any more: for the shutdown."""
@@ -119,7 +151,7 @@ class Connection(Outbox):
                         if not self._publish(data, first, start, stop, now):
                             break  # not before a plugin has answered
                     else:
-                        broker.control.take(self, first, data[start:stop])
+                        broker.control(self, first, data[start:stop])
                     at = stop
                     if self._held:
                         break
@@ -258,10 +290,10 @@ class Connection(Outbox):
         rights = self._session().rights
         allowed = rights is not None and rights.may_publish(topic)
         if rights is not None and rights.asks and broker.plugins is not None:
-            if self.answer is None or self.answer[0] != topic:
-                broker.plugins.ask_publish(self, topic)
+            if self._answer is None or self._answer[0] != topic:
+                broker.plugins.ask_publish(self, self._session(), topic, partial(self._answered, topic))
                 return None
-            allowed, self.answer = self.answer[1], None
+            allowed, self._answer = self._answer[1], None
         if not allowed:
             self.close("not_authorised", f"may not publish to {topic[:200]!r}")
             return None
@@ -277,6 +309,9 @@ class Connection(Outbox):
             self._routes.clear()
         self._routes[name] = route
         return route
+
+    def _answered(self, topic: str, allowed: bool) -> None:
+        self._answer = topic, allowed
 
     def speak_for(self, device_id: str, *, listening: bool) -> None:
         """Bind this connection to a device: the device is there while the connection is."""

@@ -5,24 +5,46 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import final
 
 from bridge.broker import packets
+from bridge.broker.clients import Clients
+from bridge.broker.config import BrokerConfig
 from bridge.broker.connection import Connection
+from bridge.broker.exchange import Exchange
+from bridge.broker.login import Login
 from bridge.broker.packets import ProtocolError
+from bridge.broker.plugins import Plugins
+from bridge.broker.portions import Portions
 from bridge.broker.session import RELEASING, TAKEN, Session
 from bridge.broker.wire import ARRIVING
-
-if TYPE_CHECKING:
-    from bridge.broker.broker import EmbeddedBroker
+from bridge.storage.sessions import SessionStore
+from bridge.topics import Topics
 
 
 @final
 class Control:
     """Control packets of all connections."""
 
-    def __init__(self, broker: EmbeddedBroker) -> None:
-        self._broker = broker
+    def __init__(
+        self,
+        config: BrokerConfig,
+        topics: Topics,
+        exchange: Exchange,
+        clients: Clients,
+        login: Login,
+        portions: Portions,
+        plugins: Plugins | None,
+        store: SessionStore | None,
+    ) -> None:
+        self._config = config
+        self._topics = topics
+        self._exchange = exchange
+        self._clients = clients
+        self._login = login
+        self._portions = portions
+        self._plugins = plugins
+        self._store = store
 
     def take(self, connection: Connection, first: int, body: bytes) -> None:
         """Handle one packet. Raises ProtocolError."""
@@ -37,20 +59,21 @@ class Control:
         packets.check_flags(kind, first & 15)
         match kind:
             case packets.PUBACK:
-                self._broker.exchange.done(session, session.acknowledged(packets.decode_packet_id(body)))
+                self._exchange.done(session, session.acknowledged(packets.decode_packet_id(body)))
                 connection.drain()
             case packets.PUBREC:
                 self._received(connection, session, packets.decode_packet_id(body))
             case packets.PUBCOMP:
-                self._broker.exchange.done(session, session.completed(packets.decode_packet_id(body)))
+                self._exchange.done(session, session.completed(packets.decode_packet_id(body)))
                 connection.drain()
             case packets.PUBREL:
                 self._release(connection, session, packets.decode_packet_id(body))
             case packets.SUBSCRIBE:
                 packet_id, wanted = packets.decode_subscribe(body)
-                plugins = self._broker.plugins
+                plugins = self._plugins
                 if plugins is not None and session.rights is not None and session.rights.asks:
-                    plugins.ask_subscribe(connection, wanted, partial(self._subscribe, connection, packet_id, wanted))
+                    then = partial(self._subscribe, connection, packet_id, wanted)
+                    plugins.ask_subscribe(connection, session, wanted, then)
                 else:
                     self._subscribe(connection, packet_id, wanted)
             case packets.UNSUBSCRIBE:
@@ -72,20 +95,20 @@ class Control:
 
         def let_in() -> None:
             if connection.closed_by is None:
-                self._broker.login.connect(connection, connect)
+                self._login.connect(connection, connect)
                 connection.let_go(ARRIVING)
 
-        if not self._broker.portions.do(let_in):
+        if not self._portions.do(let_in):
             connection.hold(ARRIVING)
 
     def _received(self, connection: Connection, session: Session, packet_id: int) -> None:
-        stored = self._broker.exchange.received(session, packet_id)
+        stored = self._exchange.received(session, packet_id)
         # After a restart the bridge must not send a message again that the client has taken [MQTT-4.3.3-1].
         self._when_stored(stored, lambda: connection.send(packets.pubrel(packet_id)))
 
     def _release(self, connection: Connection, session: Session, packet_id: int) -> None:
         known = session.inbound.get(packet_id)
-        store = self._broker.store
+        store = self._store
         if known is None or store is None or session.clean:
             if known is not None and known is not TAKEN:
                 raise ProtocolError("PUBREL before PUBREC [MQTT-4.3.3-1]")
@@ -109,8 +132,7 @@ class Control:
         self, connection: Connection, packet_id: int, wanted: list[tuple[str, int]], allowed: list[bool] | None = None
     ) -> None:
         # `allowed` is what plugins have said.
-        broker = self._broker
-        exchange, config = broker.exchange, broker.config
+        exchange, config = self._exchange, self._config
         session = connection.session
         if session is None or session.rights is None or session.connection is not connection:
             return
@@ -130,7 +152,7 @@ class Control:
             exchange.subscribe(session, topic_filter, qos)
             codes.append(qos)
             granted.append((topic_filter, qos))
-        stored = None if before == session.subscriptions else broker.clients.changed(session)
+        stored = None if before == session.subscriptions else self._clients.changed(session)
         answer = packets.suback(packet_id, codes)
         self._when_stored(stored, lambda: self._subscribed(connection, session, answer, granted))
 
@@ -138,25 +160,23 @@ class Control:
         self, connection: Connection, session: Session, answer: bytes, granted: list[tuple[str, int]]
     ) -> None:
         """[MQTT-3.8.4-1], [MQTT-3.8.4-5]; then what is there already."""
-        broker = self._broker
         if session.connection is not connection:
             return
         connection.send(answer)
         for topic_filter, qos in granted:
-            broker.exchange.send_retained(session, topic_filter, qos)
-            owner = broker.topics.owner_of(topic_filter)
+            self._exchange.send_retained(session, topic_filter, qos)
+            owner = self._topics.owner_of(topic_filter)
             if owner is not None:
                 connection.speak_for(owner, listening=True)
-            if broker.plugins is not None:
-                broker.plugins.subscribed(session, topic_filter, qos)
+            if self._plugins is not None:
+                self._plugins.subscribed(session, topic_filter, qos)
 
     def _unsubscribe(self, connection: Connection, session: Session, packet_id: int, filters: list[str]) -> None:
-        broker = self._broker
-        ended = [topic_filter for topic_filter in filters if broker.exchange.unsubscribe(session, topic_filter)]
-        if broker.plugins is not None:
+        ended = [topic_filter for topic_filter in filters if self._exchange.unsubscribe(session, topic_filter)]
+        if self._plugins is not None:
             for topic_filter in ended:
-                broker.plugins.unsubscribed(session, topic_filter)
-        stored = broker.clients.changed(session) if ended else None
+                self._plugins.unsubscribed(session, topic_filter)
+        stored = self._clients.changed(session) if ended else None
         answer = packets.unsuback(packet_id)  # even if there were none [MQTT-3.10.4-5]
         self._when_stored(stored, lambda: connection.send(answer))
 

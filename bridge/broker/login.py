@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import Final, Protocol, final
 
 import structlog
 
 from bridge import ports
 from bridge.broker import packets
 from bridge.broker.access import ASKED, EVERYTHING, Rights, Role, rights_of
+from bridge.broker.clients import Clients
+from bridge.broker.config import BrokerConfig
+from bridge.broker.connection import Connection
 from bridge.broker.passwords import Passwords
+from bridge.broker.plugins import Plugins
 from bridge.broker.wire import ASKING
 from bridge.errors import BridgeError
 from bridge.topics import Grants, Topics
-
-if TYPE_CHECKING:
-    from bridge.broker.clients import Clients
-    from bridge.broker.config import BrokerConfig
-    from bridge.broker.connection import Connection
-    from bridge.broker.plugins import Plugins
 
 log = structlog.get_logger(__name__)
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
 from bridge.broker import packets
+from bridge.broker.config import BrokerConfig
+from bridge.broker.exchange import Exchange
 from bridge.broker.session import Delivery, Session
-from bridge.broker.wire import Wire
+from bridge.broker.wire import Wire, WireBroker
 
-if TYPE_CHECKING:
-    from bridge.broker.broker import EmbeddedBroker
+
+class OutboxBroker(WireBroker, Protocol):
+    """What an outbox needs of the broker."""
+
+    config: BrokerConfig
+    clock: Callable[[], float]
+    exchange: Exchange
+
+    def close_soon(self, wire: Wire, cause: str, detail: str) -> None:
+        """Close a connection in the next turn of the loop."""
 
 
 class Outbox(Wire):
@@ -19,7 +30,9 @@ class Outbox(Wire):
 
     __slots__ = ("session",)
 
-    def __init__(self, broker: EmbeddedBroker) -> None:
+    _broker: OutboxBroker
+
+    def __init__(self, broker: OutboxBroker) -> None:
         super().__init__(broker)
         self.session: Session | None = None
         """Set when the client is let in, and kept after that."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 import structlog
 from amqtt.contexts import Action
@@ -19,14 +19,11 @@ from amqtt.session import IncomingApplicationMessage
 from amqtt.session import Session as Guest
 
 from bridge.broker import packets
+from bridge.broker.config import BrokerConfig, BrokerStats
 from bridge.broker.retained import Retained
 from bridge.broker.session import Delivery, Session
 from bridge.broker.subscriptions import has_wildcard
-from bridge.broker.wire import ASKING
-
-if TYPE_CHECKING:
-    from bridge.broker.config import BrokerConfig, BrokerStats
-    from bridge.broker.connection import Connection
+from bridge.broker.wire import ASKING, Wire
 
 log = structlog.get_logger(__name__)
 
@@ -106,23 +103,23 @@ class Plugins:
         probe = "/".join(unlikely.get(level, level) for level in topic_filter.split("/"))
         return await self.allows(guest, probe, Action.SUBSCRIBE)
 
-    def ask_publish(self, connection: Connection, topic: str) -> None:
+    def ask_publish(self, wire: Wire, session: Session, topic: str, then: Callable[[bool], None]) -> None:
         """Have the plugins say whether a client may publish to a topic; it waits meanwhile."""
-        guest = connection.session and connection.session.guest
+        guest = session.guest
 
         async def ask() -> None:
-            connection.answer = topic, await self.allows(guest, topic, Action.PUBLISH)
+            then(await self.allows(guest, topic, Action.PUBLISH))
 
-        self._ask(connection, ask())
+        self._ask(wire, ask())
 
-    def ask_subscribe(self, connection: Connection, wanted: Wanted, then: Callable[[list[bool]], None]) -> None:
+    def ask_subscribe(self, wire: Wire, session: Session, wanted: Wanted, then: Callable[[list[bool]], None]) -> None:
         """Have the plugins say which filters are granted; the client waits meanwhile."""
-        guest = connection.session and connection.session.guest
+        guest = session.guest
 
         async def ask() -> None:
             then([await self.allows_filter(guest, topic_filter) for topic_filter, _ in wanted])
 
-        self._ask(connection, ask())
+        self._ask(wire, ask())
 
     def ask_will(self, session: Session, will: packets.Will, then: Callable[[], None]) -> None:
         """Have the plugins say whether a client that is gone might have published its will."""
@@ -133,14 +130,14 @@ class Plugins:
 
         self._start(ask())
 
-    def _ask(self, connection: Connection, question: Coroutine[Any, Any, None]) -> None:
-        connection.hold(ASKING)
+    def _ask(self, wire: Wire, question: Coroutine[Any, Any, None]) -> None:
+        wire.hold(ASKING)
 
         async def ask() -> None:
             try:
                 await question
             finally:
-                connection.let_go(ASKING)
+                wire.let_go(ASKING)
 
         self._start(ask())
 

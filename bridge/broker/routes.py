@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import final
 
+from bridge.broker.session import Session
 from bridge.errors import RefusedError
 from bridge.messages import Address
 from bridge.topics import Topics
-
-if TYPE_CHECKING:
-    from bridge.broker.session import Session
 
 
 @final

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, Protocol, final
 
+from bridge.broker.access import Rights
 from bridge.receipts import Outcome, Receipt
-
-if TYPE_CHECKING:
-    from bridge.broker.access import Rights
-    from bridge.broker.connection import Connection
 
 MAX_PACKET_ID: Final = 65_535
 
@@ -74,6 +71,25 @@ class Delivery:
         return self.expires_at is not None and self.expires_at <= now
 
 
+class Carrier(Protocol):
+    """The connection of a session's client, as the session's messages need it."""
+
+    def deliver(self, delivery: Delivery, packet: bytes | None = None) -> bool:
+        """Send a message, now or when there is room; False if it was dropped."""
+
+    def deliver_retained(self, delivery: Delivery) -> None:
+        """Send a retained message that a new subscription matches."""
+
+    def send(self, packet: bytes) -> None:
+        """Write a packet."""
+
+    def flush_later(self) -> None:
+        """Have what is settled acknowledged at the end of this turn of the loop."""
+
+    def close(self, cause: str) -> None:
+        """End it."""
+
+
 @final
 class Session:
     """Subscriptions, what is in flight to the client, what waits, and which QoS 2 messages from it are unreleased.
@@ -94,7 +110,7 @@ class Session:
         """Who it belongs to: nobody else gets it. None for an anonymous client."""
         self.rights: Rights | None = None
         """What the client may do; None until it has connected to this process."""
-        self.connection: Connection | None = None
+        self.connection: Carrier | None = None
         self.absent_since = 0.0
         """Unix seconds of the end of the last connection."""
         self.subscriptions: dict[str, int] = {}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
-
-if TYPE_CHECKING:
-    from bridge.broker.connection import Connection
+from typing import Final, Protocol, final
 
 TICK: Final = 0.25
 """Seconds."""
@@ -16,6 +13,16 @@ def ticks(seconds: float) -> int:
     return int(seconds / TICK) + 2
 
 
+class Watched(Protocol):
+    """A connection, as the wheel knows it."""
+
+    due: int
+    """The tick in which it is looked at; 0 when it is not in the wheel."""
+
+    def look(self) -> None:
+        """It is due."""
+
+
 @final
 class Wheel:
     """Each connection is in at most one bucket, that of the tick in which it is due. Moving it costs two looks into
@@ -24,10 +31,10 @@ class Wheel:
     __slots__ = ("_buckets", "tick")
 
     def __init__(self) -> None:
-        self._buckets: dict[int, set[Connection]] = {}
+        self._buckets: dict[int, set[Watched]] = {}
         self.tick = 1
 
-    def put(self, connection: Connection, tick: int) -> None:
+    def put(self, connection: Watched, tick: int) -> None:
         """Have a connection looked at in a tick to come, and not before."""
         self.take(connection)
         due = max(tick, self.tick + 1)
@@ -38,7 +45,7 @@ class Wheel:
         else:
             bucket.add(connection)
 
-    def take(self, connection: Connection) -> None:
+    def take(self, connection: Watched) -> None:
         """Forget a connection."""
         bucket = self._buckets.get(connection.due)
         if bucket is not None:
@@ -47,7 +54,7 @@ class Wheel:
                 del self._buckets[connection.due]
         connection.due = 0
 
-    def turn(self) -> set[Connection]:
+    def turn(self) -> set[Watched]:
         """A tick has passed: take out and return the connections that are due."""
         self.tick += 1
         due = self._buckets.pop(self.tick, set())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, Protocol, cast
 
-if TYPE_CHECKING:
-    from bridge.broker.broker import EmbeddedBroker
+from bridge.broker.config import BrokerStats
+from bridge.broker.wheel import Wheel
 
 WRITE_BUFFER: Final = 262_144
 """Bytes that may wait for a client's socket; then the client counts as one that does not read."""
@@ -24,6 +24,16 @@ CLOSED: Final = 32
 ARRIVING: Final = 64
 
 
+class WireBroker(Protocol):
+    """What a wire needs of the broker."""
+
+    stats: BrokerStats
+    wheel: Wheel
+
+    def flush_soon(self, wire: Wire) -> None:
+        """Write a wire's output at the end of this turn of the loop, together with everybody's."""
+
+
 class Wire(asyncio.Protocol):
     """What has come and may not be taken yet is kept, and the socket is not read meanwhile. What is sent is written at
     the end of a turn of the event loop, all at once."""
@@ -33,7 +43,7 @@ class Wire(asyncio.Protocol):
         "closed_by",
     )  # fmt: skip
 
-    def __init__(self, broker: EmbeddedBroker) -> None:
+    def __init__(self, broker: WireBroker) -> None:
         self._broker = broker
         self._transport: asyncio.Transport | None = None
         self._held = 0
