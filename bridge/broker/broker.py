@@ -76,6 +76,7 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
             super().__init__(AmqttConfig(plugins=dict(config.plugins)))
         except PluginError as error:
             raise StartError(f"mqtt.plugins: {type(error).__name__}: {error}") from error
+        # What connections use is not Final: a protocol's attributes count as variables.
         self.config = config
         self.topics = topics
         self.ledger = ledger

@@ -1,4 +1,4 @@
-"""One client's network connection: bytes in, messages to the agents; receipts settled, acknowledgements out.
+"""One client's network connection: bytes in, messages to the agents.
 
 This is the hot path. A PUBLISH is taken apart in place, without a packet object or a task, and everything that is known
 of its topic is found with one look into a dictionary.
@@ -13,15 +13,14 @@ from typing import Final, Protocol, final
 
 from bridge.broker import packets
 from bridge.broker.framing import PacketTooLargeError, split
-from bridge.broker.outbox import Outbox, OutboxBroker
 from bridge.broker.packets import ProtocolError
 from bridge.broker.plugins import Plugins
 from bridge.broker.portions import Portions
+from bridge.broker.promises import Promises, PromisesBroker
 from bridge.broker.routes import Route, route_to
-from bridge.broker.session import RELEASING, TAKEN, Ack, Promise, Session
-from bridge.broker.share import Share
+from bridge.broker.session import Ack, Session
 from bridge.broker.wheel import TICK, ticks
-from bridge.broker.wire import CLOSED, CONGESTED, STALLED_FOR, WINDOW
+from bridge.broker.wire import CLOSED, CONGESTED, STALLED_FOR
 from bridge.errors import RefusedError
 from bridge.messages import Intake, Message
 from bridge.receipts import Ledger, Outcome, Receipt
@@ -48,13 +47,12 @@ _TOLD: Final = frozenset(
 """Causes that the agents know as `error`."""
 
 
-class ConnectionBroker(OutboxBroker, Protocol):
+class ConnectionBroker(PromisesBroker, Protocol):
     """What a connection needs of the broker."""
 
     topics: Topics
     ledger: Ledger
     intake: Intake
-    share: Share
     portions: Portions
     plugins: Plugins | None
     control: Callable[[Connection, int, bytes], None]
@@ -77,25 +75,19 @@ class ConnectionBroker(OutboxBroker, Protocol):
 
 
 @final
-class Connection(Outbox):
+class Connection(Promises):
     """Also the `Link` that the agents see.
 
-    Packets are taken until as many messages are unsettled as its share allows (at most `receive_window`), and on at
-    half of that, so that a connection does not stop and go with every message; while the intake is congested, no longer
-    than until the end of what has just arrived.
+    While the intake is congested, packets are taken no longer than until the end of what has just arrived.
     """
 
-    __slots__ = (
-        "_address", "_answer", "_devices", "_patience", "_pending", "_routes", "_will", "client_id", "due", "limit",
-        "on_settled",
-    )  # fmt: skip
+    __slots__ = ("_address", "_answer", "_devices", "_patience", "_routes", "_will", "client_id", "due", "limit")
 
     _broker: ConnectionBroker
 
     def __init__(self, broker: ConnectionBroker) -> None:
         super().__init__(broker)
         self._address: str | None = None
-        self._pending: list[Promise] = []
         self._routes: dict[bytes, Route] = {}
         self._devices: set[str] | None = None
         self._will: packets.Will | None = None
@@ -107,8 +99,6 @@ class Connection(Outbox):
         """The tick in which it is looked at; 0 when it is not in the wheel."""
         self._answer: tuple[str, bool] | None = None
         """What plugins have said about a topic that this client wants to publish to."""
-        self.on_settled: asyncio.Future[None] | None = None
-        """Resolved when nothing is unsettled any more: for the shutdown."""
 
     # ------------------------------------------------------------------ the transport's calls
 
@@ -244,39 +234,9 @@ class Connection(Outbox):
             else:
                 stored.add_done_callback(partial(self._stored, ack))
 
-    def _line_up(self, promise: Promise) -> None:
-        if promise.qos == 0:
-            return
-        if promise.qos == 2:
-            self._session().inbound[promise.packet_id] = promise
-        share = self._broker.share
-        pending = self._pending
-        if not pending:
-            share.enter()
-        pending.append(promise)
-        if len(pending) >= share.window:
-            self.hold(WINDOW)
-
-    def _stored(self, ack: Ack, stored: asyncio.Future[None]) -> None:
-        failed = stored.cancelled() or stored.exception() is not None
-        self.kept(ack, Outcome.RETRY if failed else Outcome.COMMITTED)
-
     def _once(self, packet_id: int) -> tuple[str, int] | None:
         session = self._session()
         return None if session.clean else (session.client_id, packet_id)
-
-    def _is_repeated(self, packet_id: int) -> bool:
-        """Whether a QoS 2 message was taken over before: it is answered again, not handed on again [MQTT-4.3.3-2]."""
-        known = self._session().inbound.get(packet_id)
-        if known is None:
-            return False
-        if known is RELEASING:
-            raise ProtocolError("a packet identifier is used again before its PUBCOMP [MQTT-2.3.1-2]")
-        if not self._pending:
-            self._broker.share.enter()
-        self._pending.append(Ack(2, packet_id, Outcome.COMMITTED) if known is TAKEN else known)
-        self.flush_later()
-        return True
 
     def _learn(self, name: bytes) -> Route | None:
         """What a topic means to this client, remembered for its next message. None if it may not publish there (the
@@ -324,88 +284,6 @@ class Connection(Outbox):
         elif not listening:
             return
         self._broker.intake.attached(device_id, self, listening=listening)
-
-    # ------------------------------------------------------------------ promises kept
-
-    def when_settled(self) -> asyncio.Future[None]:
-        """Resolved when nothing is unsettled any more, or the connection is closed."""
-        if self.on_settled is None:
-            self.on_settled = asyncio.get_running_loop().create_future()
-        return self.on_settled
-
-    @property
-    def settled(self) -> bool:
-        """Whether everything that was taken has been answered."""
-        return not self._pending
-
-    def receipt_settled(self, receipt: Receipt) -> None:
-        """An agent's or the writer's word about a message: see `Owner`."""
-        if receipt.qos == 2:
-            self.kept(receipt, receipt.outcome or Outcome.RETRY)
-        elif not self._flushing:
-            self.flush_later()
-
-    def kept(self, promise: Promise, outcome: Outcome) -> None:
-        """A promise has come to its end. For QoS 2 that counts for the session, which may have another connection by
-        now: there the client has sent the message again, and waits."""
-        if isinstance(promise, Ack):
-            promise.outcome = outcome
-        session = self._session()
-        if promise.qos == 2 and session.inbound.get(promise.packet_id) is promise:
-            if outcome is Outcome.RETRY:
-                del session.inbound[promise.packet_id]
-            else:
-                session.inbound[promise.packet_id] = TAKEN
-            if session.connection is not None and session.connection is not self:
-                session.connection.flush_later()
-        self.flush_later()
-
-    def send(self, packet: bytes) -> None:
-        """Write a packet behind what is settled already: answers leave in the order in which they became true."""
-        if self._pending and self._pending[0].outcome is not None and self.closed_by is None:
-            self._acknowledge()
-        super().send(packet)
-
-    def _acknowledge(self) -> bool:
-        """Acknowledge what is settled, in the order in which it came [MQTT-4.6.0-2], [MQTT-4.6.0-3]. False if the next
-        one will never be."""
-        pending = self._pending
-        if len(pending) == 1 and pending[0].outcome not in (None, Outcome.RETRY):
-            promise = pending.pop()
-            self._broker.share.leave()
-            head = 0x40020000 if promise.qos == 1 else 0x50020000
-            self._out.append((head | promise.packet_id).to_bytes(4, "big"))
-            self._out_bytes += 4
-            return True
-        acks: list[bytes] = []
-        for promise in pending:
-            outcome = promise.outcome
-            if outcome is None or outcome is Outcome.RETRY:
-                break
-            head = 0x40020000 if promise.qos == 1 else 0x50020000
-            acks.append((head | promise.packet_id).to_bytes(4, "big"))
-        if acks:
-            del pending[: len(acks)]
-            if not pending:
-                self._broker.share.leave()
-            self._out += acks
-            self._out_bytes += 4 * len(acks)
-        return not (pending and pending[0].outcome is Outcome.RETRY)
-
-    def flush(self) -> None:
-        """Write what this turn of the loop has gathered."""
-        self._flushing = False
-        if self.closed_by is not None:
-            return
-        good = not self._pending or self._acknowledge()
-        self._write()
-        if not good:
-            # There is no negative acknowledgement in MQTT 3.1.1: the client sends again when it has reconnected.
-            self.close("not_stored", "a message could not be stored; the client still has it")
-        elif self._held & WINDOW and len(self._pending) * 2 <= self._broker.share.window:
-            self.let_go(WINDOW)
-        if self.on_settled is not None and not self._pending and not self.on_settled.done():
-            self.on_settled.set_result(None)
 
     # ------------------------------------------------------------------ coming and going
 
@@ -460,9 +338,7 @@ class Connection(Outbox):
         waiting for the client to read what has been written."""
         if self.closed_by is not None:
             return
-        self._acknowledge()
-        if self._pending:
-            self._broker.share.leave()
+        self._give_up()
         self._write()
         self._broker.closing(self, cause, detail)
         self.closed_by = cause
@@ -483,5 +359,4 @@ class Connection(Outbox):
         self._routes = {}
         will, self._will = self._will, None
         self._broker.closed(self, None if cause == "shutdown" else will)
-        if self.on_settled is not None and not self.on_settled.done():
-            self.on_settled.set_result(None)
+        self._tell_settled()
