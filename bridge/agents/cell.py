@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, Literal, final
 
 import structlog
 
 from bridge.agents.device import Device
 from bridge.agents.logic import Logic
 from bridge.agents.services import Services
+from bridge.agents.waits import Wait
 from bridge.errors import RefusedError, StorageError, StorageUnavailableError
 from bridge.messages import Kind, Message
 from bridge.readings import Reading, decode
@@ -118,6 +119,17 @@ class Cell:
         """Nothing waits and nothing is being handled."""
         here = not self._data and not self._control and (self._task is None or self._waker is not None)
         return here and (self._logic is None or self._logic.idle)
+
+    def wait(self) -> Wait | None:
+        """What the agent is waiting for; None while it has nothing to do."""
+        data, logic = self._data, self._logic
+        if logic is not None and logic.doing:
+            reason: Literal["commit", "handler"] = "commit" if logic.committing else "handler"
+            return Wait(self.device_id, reason, logic.doing, logic.since, logic.waiting + len(data))
+        if not data and not self._control:
+            return None
+        since = data[0].received_at if data else self._used_at
+        return Wait(self.device_id, "state" if self._device is None else "turn", "", since, len(data))
 
     async def stop(self) -> None:
         """Finish what is in the mailbox and what device logic has to do, then end the coroutine."""

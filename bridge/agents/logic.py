@@ -125,7 +125,7 @@ class Logic:
 
     __slots__ = (
         "_agent", "_before", "_class", "_control", "_data", "_failures", "_handlers", "_loaded", "_rules", "_stored",
-        "_task", "_timers", "_timers_waiting", "_world", "doing",
+        "_task", "_timers", "_timers_waiting", "_world", "committing", "doing", "since",
     )  # fmt: skip
 
     def __init__(self, agent_class: type[Agent], handlers: Handlers, world: World, rules: LogicRules) -> None:
@@ -145,6 +145,10 @@ class Logic:
         self._before: Logic | None = None
         self.doing = ""
         """The handler that is running, for those who ask what an agent is waiting for."""
+        self.committing = False
+        """Whether it is over, and what it has caused is being committed."""
+        self.since = 0.0
+        """When it began, in Unix seconds."""
 
     # ------------------------------------------------------------------ what comes in
 
@@ -234,6 +238,11 @@ class Logic:
         )
 
     @property
+    def waiting(self) -> int:
+        """How many things wait for the one that is being handled."""
+        return len(self._control) + len(self._data)
+
+    @property
     def keeps_time(self) -> bool:
         """Whether the class has timers of its own, which run as soon as the device is known."""
         return bool(self._handlers.every)
@@ -314,7 +323,8 @@ class Logic:
     async def _handle(self, job: Job) -> None:
         world = self._world
         self._timers_waiting.discard(job.timer)
-        if self._failures.reached(world.clock()):
+        self.since = now = world.clock()
+        if self._failures.reached(now):
             text = "the agent failed too often and rests until its restart window is over"
             self._put_off(job)
             world.refuse(job, "agent_failed", text)
@@ -408,6 +418,7 @@ class Logic:
 
     async def _commit(self, job: Job, effects: Effects) -> None:
         job.handed_over = True
+        self.committing = True
         try:
             await self._world.commit(job, effects, self._class.stored_as())
         except StorageUnavailableError:
@@ -417,6 +428,8 @@ class Logic:
             log.exception("what an agent did cannot be stored", handler=job.title, problem=str(error))
             self._reset(job)
             return
+        finally:
+            self.committing = False
         if effects.state is not None:
             self._stored = effects.state
         self._timers = effects.timers

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Final, final
 
 import structlog
@@ -16,6 +18,7 @@ from bridge.agents.cell import Cell
 from bridge.agents.device import Device
 from bridge.agents.services import Services
 from bridge.agents.sleepers import Sleepers
+from bridge.agents.waits import Wait
 from bridge.commands import Command, CommandRequest
 from bridge.errors import RefusedError, StorageError, StorageUnavailableError
 from bridge.messages import Link, Message
@@ -165,6 +168,15 @@ class Router:
             # One whose state is being loaded is not counted as known before that.
             "cold": max(0, census.devices.total() - present),
         }
+
+    def waits(self, longer_than: float, limit: int) -> list[Wait]:
+        """What the agents wait for that have waited more than `longer_than` seconds, the longest wait first, at most
+        `limit`. Looks at every cell."""
+        before = self._services.clock() - longer_than
+        found = (cell.wait() for cell in self._cells.values())
+        return heapq.nsmallest(
+            limit, (wait for wait in found if wait is not None and wait.since <= before), key=attrgetter("since")
+        )
 
     async def start(self) -> None:
         """Take up where the last run ended: unfinished commands, and devices that were online when it did."""

@@ -32,6 +32,15 @@ CLOCK_WATCHED: Final = 0.2
 CLOCK_OFF: Final = 0.05
 EARLIEST_YEAR: Final = 2025
 """A clock that says an earlier year was never set."""
+SLOW_AFTER: Final = 5.0
+"""Seconds after which an agent that is not done is shown."""
+
+_WAITS: Final = {
+    "state": ("waits for its state", "see to the database: `mqtt-bridge doctor`"),
+    "handler": ("is in", "what takes long in a handler belongs into `offload`"),
+    "commit": ("waits for the commit of", "see to the database: `mqtt-bridge doctor`"),
+    "turn": ("waits for its turn", "the event loop is busy"),
+}
 
 
 class Finding(NamedTuple):
@@ -48,14 +57,14 @@ def doctor(
     live: Annotated[bool, typer.Option("--live", help="Check the running bridge instead of the machine.")] = False,
 ) -> None:
     """Check this machine: open files, ports, disk, database, clock; or the running bridge: whether it is ready, where
-    rows wait, and whether its ledger holds. Exit code 1 if something is not right."""
+    rows wait, whether its ledger holds, and what slow agents are waiting for. Exit code 1 if something is not right."""
     from rich.text import Text
 
     from bridge.settings import Settings
 
     settings = Settings.load(config)
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        (_readiness, _ledger) if live else (_python, _files, _ports, _disk, _database, _clock)
+        (_readiness, _ledger, _agents) if live else (_python, _files, _ports, _disk, _database, _clock)
     )
     screen = terminal.console()
     right = True
@@ -96,6 +105,26 @@ def _ledger(_: Settings) -> Iterator[Finding]:
         shown,
         f"{ledger['difference']:,} messages are not accounted for: this is a fault of the bridge, please report it",
     )
+
+
+def _agents(_: Settings) -> Iterator[Finding]:
+    with connect() as api:
+        found = api.get("/api/v1/agents", {"longer_than": SLOW_AFTER})
+    counts = ", ".join(f"{found[name]:,} {name}" for name in ("awake", "asleep", "cold", "restarts"))
+    yield Finding(True, "agents", f"{counts}; event loop {found['loop_lag_p99_ms']:,.1f} ms late (p99)")
+    yield Finding(
+        not found["congested"],
+        "writer",
+        f"{found['uncommitted']:,} rows and changes wait for a commit",
+        "connections are not read until there is room: see to the database and its disk",
+    )
+    for wait in found["waiting"]:
+        what, advice = _WAITS[wait["reason"]]
+        handler = f" {terminal.safe(wait['handler'])}" if wait["handler"] else ""
+        behind = f", {wait['messages']:,} messages behind it" if wait["messages"] else ""
+        yield Finding(
+            False, terminal.safe(wait["device_id"]), f"{what}{handler} for {wait['seconds']:,.1f} s{behind}", advice
+        )
 
 
 def _python(_: Settings) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from bridge import __version__
 from bridge.http import (
+    agents,
     commands,
     deadletters,
     devices,
@@ -67,6 +68,7 @@ def build(context: Context) -> FastAPI:
         responses=problems.RESPONSES,
     )
     api.include_router(devices.routes(context))
+    api.include_router(agents.routes(context))
     api.include_router(telemetry.routes(context))
     api.include_router(export.routes(context))
     api.include_router(commands.routes(context))

@@ -386,6 +386,25 @@ class Watchdog(Agent):
         await self.publish(self.topic("quiet"), {})
 
 
+async def test_it_is_told_what_an_agent_is_waiting_for(url: str, gate: asyncio.Event) -> None:
+    async with house(url, RULES, Freezer) as built:
+        assert built.router.waits(0.0, 10) == []
+        first = send(built, {"wait": True})
+        second = send(built, {})
+        (state,) = built.router.waits(0.0, 10)
+        assert (state.device_id, state.reason, state.messages) == ("f1", "state", 2)
+        await until(lambda: Freezer.calls)
+        (handler,) = built.router.waits(0.0, 10)
+        assert (handler.reason, handler.handler, handler.messages) == ("handler", "Freezer.reading", 1)
+        assert built.router.waits(3600.0, 10) == []
+        async with built.database.transaction():
+            gate.set()
+            await until(lambda: [wait.reason for wait in built.router.waits(0.0, 10)] == ["commit"])
+        await settled(first)
+        await settled(second)
+        await until(lambda: built.router.waits(0.0, 10) == [])
+
+
 async def test_timers_run_without_messages_and_are_taken_up_after_a_restart(url: str) -> None:
     rules = Rules(sleep_after=0.05, evict_after=0.05, snapshot_interval=0.05)
     async with house(url, rules, Watchdog) as built:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from bridge import tokens
+from bridge.storage import tokens as stored_tokens
+from bridge.storage.devices import DeviceSnapshot
 from tests.integration.http.house import House
 
 
@@ -38,3 +43,37 @@ async def test_settings_are_shown_without_secrets(locked_house: House) -> None:
     settings = {setting["key"]: setting["value"] for setting in answer.json()["settings"]}
     assert settings["http.require_token"] is True
     assert settings["http.token"] is None
+
+
+async def test_the_agents_and_those_that_are_slow(open_house: House) -> None:
+    await open_house.receive("devices/d-1/telemetry", b'{"t": 1}')
+    found = (await open_house.client.get("/api/v1/agents")).json()
+    assert (found["awake"], found["asleep"], found["cold"], found["restarts"]) == (1, 0, 0, 0)
+    assert found["ledger"]["difference"] == 0
+    assert found["waiting"] == []
+    services = open_house.bridge.services
+    loader, opened = services.loader, asyncio.Event()
+
+    class Slow:
+        async def load(self, device_id: str) -> DeviceSnapshot | None:
+            await opened.wait()
+            return await loader.load(device_id)
+
+    services.loader = Slow()  # type: ignore[assignment]  # as much of a loader as a cell needs
+    receiving = asyncio.create_task(open_house.receive("devices/d-2/telemetry", b'{"t": 1}'))
+    await asyncio.sleep(0)
+    (slow,) = (await open_house.client.get("/api/v1/agents", params={"longer_than": 0})).json()["waiting"]
+    assert (slow["device_id"], slow["reason"], slow["messages"], slow["handler"]) == ("d-2", "state", 1, "")
+    assert (await open_house.client.get("/api/v1/agents", params={"longer_than": 600})).json()["waiting"] == []
+    opened.set()
+    await receiving
+
+
+async def test_a_viewer_may_see_the_agents(locked_house: House) -> None:
+    assert (await locked_house.client.get("/api/v1/agents")).status_code == 401
+    services = locked_house.bridge.services
+    secret = tokens.mint()
+    token = tokens.Token("viewer", tokens.Role.VIEWER, tokens.digest(secret), services.clock())
+    await services.writer.submit(lambda connection: stored_tokens.add_token(connection, token))
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert (await locked_house.client.get("/api/v1/agents", headers=headers)).status_code == 200

@@ -211,3 +211,24 @@ def test_nobody_there(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "no bridge answers at http://127.0.0.1:1" in err
     assert "mqtt-bridge serve" in err
     assert len(err.splitlines()) == 1
+
+
+# ---------------------------------------------------------------------- doctor --live
+
+
+def test_the_doctor_says_what_a_slow_agent_is_waiting_for(
+    run: Run, played: type[Played], capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = dict.fromkeys(("received", "committed", "deduplicated", "dead_lettered", "in_flight", "difference"), 0)
+    wait = {"device_id": "f1\x1b", "reason": "handler", "handler": "Freezer.door", "seconds": 61.5, "messages": 1200}
+    agents = {"awake": 9000, "asleep": 7, "cold": 0, "restarts": 2, "loop_lag_p99_ms": 3.0, "uncommitted": 12}
+    played.answers += [
+        (200, {"status": "ready"}),
+        (200, {**counts, "dropped": {}}),
+        (200, {**agents, "congested": False, "waiting": [wait]}),
+    ]
+    assert run("doctor", "--live") == 1
+    out = capsys.readouterr().out
+    assert "agents: 9,000 awake, 7 asleep, 0 cold, 2 restarts; event loop 3.0 ms late (p99)" in out
+    assert "writer: 12 rows" in out
+    assert "f1\\x1b: is in Freezer.door for 61.5 s, 1,200 messages behind it" in out
