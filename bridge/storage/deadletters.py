@@ -70,9 +70,9 @@ _COLUMNS: Final = (
 
 def _narrowed(query: Select[Any], reason: str | None, device_id: str | None) -> Select[Any]:
     if reason is not None:
-        query = query.where(dead_letters.c.reason == reason)
+        query = query.where(dead_letters.c.reason == storable(reason))
     if device_id is not None:
-        query = query.where(dead_letters.c.device_id == device_id)
+        query = query.where(dead_letters.c.device_id == storable(device_id))
     return query
 
 

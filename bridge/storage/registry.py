@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.registry import MAX_CREDENTIALS, Admission, Credential, Entry
 from bridge.storage import tables
+from bridge.storage.deadletters import storable
 from bridge.storage.devices import among
 from bridge.storage.tables import command_events, commands, credentials, device_tags, devices
 
@@ -191,3 +192,9 @@ async def _delete(connection: AsyncConnection, table: Table, where: Any, limit: 
     some = select(*key).where(where).limit(limit)
     target = key[0] if len(key) == 1 else tuple_(*key)
     return (await connection.execute(delete(table).where(target.in_(some)))).rowcount
+
+
+async def tagged(connection: AsyncConnection, tag: str, limit: int) -> list[str]:
+    """The ids of the first `limit` devices that have a tag, in order."""
+    query = select(device_tags.c.device_id).where(device_tags.c.tag == storable(tag))
+    return list((await connection.execute(query.order_by(device_tags.c.device_id).limit(limit))).scalars())

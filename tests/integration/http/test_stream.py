@@ -72,6 +72,31 @@ async def test_readings_and_commands_are_seen_as_they_happen(open_house: House) 
         assert (kind, body["status"], body["name"]) == ("command", "queued", "reboot")
 
 
+async def test_devices_with_a_tag_are_followed_and_those_that_get_it_later(
+    open_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "HEARTBEAT", 0.05)
+    registry = "/api/v1/registry"
+    some = {"devices": [{"device_id": "a", "tags": ["cold"]}, {"device_id": "b", "tags": []}]}
+    assert (await open_house.client.post(registry, json=some)).status_code == 200
+    async with following(open_house.client, "?tag=cold&kind=telemetry") as events:
+        await open_house.receive("devices/b/telemetry", b'{"n": 1}')
+        await open_house.receive("devices/a/telemetry", b'{"n": 2}')
+        while "data" not in (fields := await events.next()):
+            pass
+        assert json.loads(fields["data"])["device_id"] == "a"
+        await open_house.client.patch(f"{registry}/b", json={"add_tags": ["cold"]})
+        await events.next()  # of a later look than the one that may have been under way
+        await events.next()
+        await open_house.receive("devices/b/telemetry", b'{"n": 3}')
+        while "data" not in (fields := await events.next()):
+            pass
+        assert json.loads(fields["data"])["device_id"] == "b"
+    monkeypatch.setattr(stream, "MAX_TAGGED", 1)
+    async with following(open_house.client, "?tag=cold") as refused:
+        assert refused.answer.status_code == 422
+
+
 async def test_a_dead_letter_is_seen(open_house: House) -> None:
     async with following(open_house.client, "?kind=dead_letter") as events:
         await open_house.receive("devices/fridge-7/telemetry", b"<script>")
