@@ -47,6 +47,7 @@ from bridge.storage.sessions import SessionStore, unpack_changes
 from bridge.storage.spool import Spool
 from bridge.storage.writer import Writer
 from bridge.topics import Topics
+from bridge.tracing import Tracing
 from bridge.twin import Limits
 
 log = structlog.get_logger(__name__)
@@ -154,6 +155,8 @@ class Bridge:
             raise StartError(f"the database schema is {self.schema or 'not there'}: run `mqtt-bridge migrate`")
         self.database = await Database.open(url, pool_size=settings.database.pool_size)
         undo.push_async_callback(self.database.close)
+        tracing = Tracing.to(settings.tracing.endpoint)
+        undo.push_async_callback(asyncio.to_thread, tracing.close)
         self.writer = Writer(
             self.database,
             batch_rows=settings.writer.batch_rows,
@@ -162,6 +165,7 @@ class Bridge:
             patience=settings.writer.patience,
             spool=await self._open_spool(undo),
             spool_after=settings.spool.after,
+            tracing=tracing,
         )
         self.retention = Retention(self.database, Keep(**settings.retention.model_dump()), time.time)
         await self.retention.prepare()
@@ -185,6 +189,7 @@ class Bridge:
             profiles=profiles,
             agents={profile.agent: find_agent(profile.agent) for profile in profiles if profile.agent},
             unknown=UNKNOWN[settings.registry.unknown],
+            tracing=tracing,
         )
         self.router = Router(self.services)
         self.registry = Registry(self.services, self.router, self.database)

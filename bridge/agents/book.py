@@ -486,6 +486,16 @@ class CommandBook:
         census.commands[status.value] += 1
         if status is not CommandStatus.QUEUED:
             census.command_steps[status.value].observe(body["at"] - command.created_at)
+        if status.final and self._services.tracing.on:
+            told: dict[str, str | int] = {
+                "bridge.command.id": command.command_id,
+                "bridge.command.name": command.name,
+                "bridge.command.status": status.value,
+                "bridge.device.id": command.device_id,
+                "bridge.attempts": command.attempts,
+            }
+            error = None if status is CommandStatus.SUCCEEDED else command.error or status.value
+            self._services.tracing.record("command", command.created_at, body["at"], told, error)
         self._services.publish_json(self._device.id, "command/status", body, qos=1)
         self._services.command_changed(command.command_id)
         if status.final and command.rollout_id is not None and self._services.rollout_news is not None:

@@ -33,6 +33,7 @@ from bridge.storage.telemetry import KnownIds
 from bridge.storage.twins import fetch
 from bridge.storage.writer import Writer
 from bridge.topics import Topics
+from bridge.tracing import Tracing
 from bridge.twin import Limits, Twin
 
 log = structlog.get_logger(__name__)
@@ -115,6 +116,7 @@ class Services:
         "rollout_news",
         "rules",
         "topics",
+        "tracing",
         "twins",
         "unknown",
         "wheel",
@@ -132,6 +134,7 @@ class Services:
         profiles: Profiles | None = None,
         agents: Mapping[str, type[Agent]] | None = None,
         unknown: Admission = Admission.ACCEPTED,
+        tracing: Tracing | None = None,
     ) -> None:
         """Without `profiles` all devices are alike, as `rules` has it. `agents` are the classes of device logic, by
         what `Profile.agent` calls them. `unknown`: how a device is taken that is heard of for the first time."""
@@ -142,6 +145,7 @@ class Services:
         self.topics = topics
         self.rules = rules
         self.clock = clock
+        self.tracing: Final = tracing or Tracing()
         self.profiles: Final = profiles or Profiles((_profile(rules),))
         self.unknown: Final = unknown
         self.loop = asyncio.get_running_loop()

@@ -32,6 +32,7 @@ from bridge.settings.sections import (
     Seconds,
     Section,
     Spool,
+    Tracing,
     TwinSection,
     Writer,
 )
@@ -74,6 +75,7 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     registry: Registry = Registry()
     log: Log = Log()
+    tracing: Tracing = Tracing()
     profiles: dict[Annotated[str, Field(pattern=NAME)], ProfileSection] = Field(
         default_factory=dict, description="Kinds of devices: a table [profiles.NAME] for each."
     )

@@ -254,6 +254,16 @@ class Retention(Section):
     dead_letters_max: int = Field(10_000, ge=0, description="Dead letters kept at most, the newest; 0 for any number.")
 
 
+class Tracing(Section):
+    """Spans for OpenTelemetry, one for each committed batch and each finished command."""
+
+    endpoint: str | None = Field(
+        None,
+        description="Where to send spans (OTLP over HTTP), such as http://127.0.0.1:4318/v1/traces; needs the extra"
+        " `otel`. Without it there is no tracing.",
+    )
+
+
 class Log(Section):
     """What the bridge says."""
 

@@ -41,6 +41,7 @@ from bridge.storage.diversion import Diversion
 from bridge.storage.lane import Lane, Pace
 from bridge.storage.spool import FORWARD_ROWS, Spool
 from bridge.storage.tables import commit_marks, dead_letters, telemetry
+from bridge.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -115,6 +116,7 @@ class Writer:
         spool: Spool | None = None,
         spool_after: float = 2.0,
         patience: float = 10.0,
+        tracing: Tracing | None = None,
     ) -> None:
         """`topic_of(device_id, stream)` names the topic of a reading that becomes a dead letter. `spool_after`: seconds
         that a commit may take before rows go into the spool."""
@@ -128,6 +130,7 @@ class Writer:
         self._database = database
         self._batch_wait = batch_wait
         self._clock = clock
+        self._tracing = tracing or Tracing()
         self._topic_of = topic_of
         self._loop: asyncio.AbstractEventLoop
         self._last_id = 0
@@ -561,6 +564,15 @@ class Writer:
             pace.measured(batch.size, took)
         stats.commit_seconds.append(took)
         stats.commits.observe(took)
+        if self._tracing.on:
+            now = self._clock()
+            lane = "rows" if pace is self._rows.pace else "changes"
+            told: dict[str, str | int] = {
+                "bridge.batch.size": batch.size,
+                "bridge.batch.lane": lane,
+                "bridge.attempts": commit.attempts,
+            }
+            self._tracing.record("commit", now - took, now, told)
         stats.batches += 1
         stats.rows += batch.size
         stats.last_batch = batch.size

@@ -246,6 +246,7 @@ def test_the_example_file_is_the_defaults() -> None:
         "mqtt.tls_certificate",
         "mqtt.tls_key",
         "http.token",
+        "tracing.endpoint",
         "profiles",
         "sinks",
     }
