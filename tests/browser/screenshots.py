@@ -11,16 +11,16 @@ import math
 import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from playwright.sync_api import Browser, expect
 
 from tests.acceptance.process import ROOT, BridgeProcess
 from tests.browser.chromium import chromium
+from tests.browser.operator import change, publish
 from tests.waiting import until
 
 FOLDER: Final = ROOT / "docs" / "screenshots"
@@ -106,21 +106,6 @@ def running(folder: Path) -> Iterator[BridgeProcess]:
         bridge.terminate()
 
 
-def call(bridge: BridgeProcess, method: str, path: str, body: Any) -> None:
-    """A change over the API."""
-    request = urllib.request.Request(  # noqa: S310 - our own loopback URL
-        bridge.url(f"/api/v1{path}"), json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method
-    )
-    urllib.request.urlopen(request, timeout=30).close()  # noqa: S310 - our own loopback URL
-
-
-def publish(bridge: BridgeProcess, topic: str, payload: Any) -> None:
-    """A message from a device."""
-    text = payload if isinstance(payload, str) else json.dumps(payload)
-    command = ["mosquitto_pub", "-p", str(bridge.mqtt_port), "-q", "1", "-t", f"devices/{topic}", "-s"]
-    subprocess.run(command, check=True, timeout=30, input=text.encode())
-
-
 def furnish(bridge: BridgeProcess) -> None:
     """Names, tags, twins, and a day of readings of one freezer."""
     places = ("Loading bay", "Hall 1", "Hall 2", "Bakery", "Roof")
@@ -132,11 +117,11 @@ def furnish(bridge: BridgeProcess) -> None:
         }
         for n in range(1, DEVICES + 1)
     ]
-    call(bridge, "POST", "/registry", {"devices": entries})
+    change(bridge, "POST", "/registry", {"devices": entries})
     desired = {"interval": 60, "target": -18, "led": {"on": True, "colour": "green"}}
-    call(bridge, "PATCH", "/devices/freezer-0001/twin", desired)
+    change(bridge, "PATCH", "/devices/freezer-0001/twin", desired)
     reported = {"interval": 60, "target": -18, "led": {"on": False, "colour": "green"}, "firmware": "1.4.2"}
-    publish(bridge, "freezer-0001/state/reported", reported)
+    publish(bridge, "devices/freezer-0001/state/reported", json.dumps(reported))
     now = time.time()
     day = [
         {
@@ -148,20 +133,20 @@ def furnish(bridge: BridgeProcess) -> None:
         for minute in range(1440, 0, -1)
     ]
     for start in range(0, len(day), 240):
-        publish(bridge, "freezer-0001/telemetry", day[start : start + 240])
+        publish(bridge, "devices/freezer-0001/telemetry", json.dumps(day[start : start + 240]))
 
 
 def act(bridge: BridgeProcess) -> None:
     """Commands, a rollout, and messages that are refused."""
     for name, args in (("defrost", {"minutes": 10, "mode": "gentle"}), ("reboot", None), ("fail", None)):
-        call(bridge, "POST", "/devices/freezer-0001/commands", {"name": name, "args": args})
+        change(bridge, "POST", "/devices/freezer-0001/commands", {"name": name, "args": args})
     rollout = {"name": "defrost", "args": {"minutes": 5}, "target": {"tag": "north"}, "at_once": 2}
-    call(bridge, "POST", "/rollouts", rollout)
-    call(bridge, "POST", "/rollouts", {"name": "fail", "target": {"tag": "spare"}, "at_once": 1, "stop_after": "3"})
-    publish(bridge, "freezer-0012/telemetry", '{"temperature": -17.9, }')
-    publish(bridge, "freezer-0012/telemetry", "temperature=-17.9")
-    publish(bridge, "freezer-0007/command/response", {"id": 7, "status": "done"})
-    publish(bridge, "freezer-0031/state/reported", "[]")
+    change(bridge, "POST", "/rollouts", rollout)
+    change(bridge, "POST", "/rollouts", {"name": "fail", "target": {"tag": "spare"}, "at_once": 1, "stop_after": "3"})
+    publish(bridge, "devices/freezer-0012/telemetry", '{"temperature": -17.9, }')
+    publish(bridge, "devices/freezer-0012/telemetry", "temperature=-17.9")
+    publish(bridge, "devices/freezer-0007/command/response", '{"id": 7, "status": "done"}')
+    publish(bridge, "devices/freezer-0031/state/reported", "[]")
 
 
 def shoot(

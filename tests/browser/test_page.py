@@ -15,6 +15,7 @@ from playwright.sync_api import Page, expect
 from tests.acceptance.conftest import MakeBridge
 from tests.acceptance.process import ROOT, BridgeProcess
 from tests.browser.conftest import PATIENCE, OpenPage
+from tests.browser.operator import change, publish
 from tests.servers import Postgres
 from tests.waiting import until
 
@@ -27,12 +28,6 @@ MOST = 150_000
 """Bytes that any view may load, as they are before they are compressed."""
 
 NASTY = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
-
-
-def publish(bridge: BridgeProcess, topic: str, payload: str) -> None:
-    """Publish with a client that we did not write; acknowledged when this returns."""
-    command = ["mosquitto_pub", "-p", str(bridge.mqtt_port), "-q", "1", "-t", topic, "-m", payload]
-    subprocess.run(command, check=True, timeout=30)
 
 
 def points(page: Page) -> int:
@@ -181,12 +176,7 @@ def test_what_a_device_sends_is_text_and_nothing_else(simulated: BridgeProcess, 
     publish(simulated, "devices/evil/telemetry", NASTY)
     publish(simulated, "devices/evil/state/reported", json.dumps({NASTY: NASTY}))
     entry = {"device_id": "evil", "tags": [], "metadata": {"name": NASTY, NASTY: NASTY}}
-    request = urllib.request.Request(  # noqa: S310 - our own loopback URL
-        simulated.url("/api/v1/registry"),
-        json.dumps({"devices": [entry]}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - our own loopback URL
+    change(simulated, "POST", "/registry", {"devices": [entry]})
 
     page = open_page(simulated, "devices/evil")
     expect(page.locator(".messages")).to_contain_text("<script>")
@@ -239,3 +229,92 @@ def test_it_fits_a_phone(simulated: BridgeProcess, open_page: OpenPage) -> None:
         page.goto(simulated.url(f"/#/{place}"))
         expect(page.locator(sign).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, place
+
+
+def test_what_is_desired_is_changed_beside_what_is_reported_and_nobody_is_overwritten(
+    simulated: BridgeProcess, open_page: OpenPage
+) -> None:
+    publish(simulated, "devices/valve-1/state/reported", '{"open": 10, "mode": {"auto": true}}')
+    page = open_page(simulated, "devices/valve-1")
+    expect(page.locator(".twin")).to_contain_text("mode.auto")
+    page.get_by_role("button", name="Change what is desired").click()
+    editor = page.get_by_label("Desired, as JSON")
+    editor.fill('{"open": 50')
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("alert").filter(has_text="not JSON yet")).to_be_visible()
+
+    change(simulated, "PATCH", "/devices/valve-1/twin", {"limit": 90})  # somebody else is faster
+    editor.fill('{"open": 50}')
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("alert").filter(has_text="changed meanwhile: it is version 1")).to_be_visible()
+    assert simulated.get("/api/v1/devices/valve-1/twin")["desired"] == {"limit": 90}
+    editor.fill('{"limit": 90, "open": 50}')
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator(".twin tr", has_text="open")).to_contain_text("10 not yet as desired")
+    publish(simulated, "devices/valve-1/state/reported", '{"open": 50, "limit": 90}')
+    expect(page.get_by_role("heading", name="Twin")).to_contain_text("as desired")
+    assert simulated.get("/api/v1/devices/valve-1/twin")["desired"] == {"limit": 90, "open": 50}
+
+
+def test_one_command_for_many_shows_who_gets_it_and_what_became_of_each(
+    simulated: BridgeProcess, open_page: OpenPage
+) -> None:
+    page = open_page(simulated, "commands")
+    page.get_by_label("Who gets it").select_option("named")
+    page.get_by_label("Devices").fill("sim-0001, sim-0002 nobody-1")
+    expect(page.locator(".preview")).to_contain_text("3 devices")
+    expect(page.locator(".preview .tag").first).to_have_text("nobody-1")
+    page.get_by_label("Name").fill("reboot")
+    page.get_by_label("Valid for").fill("2")
+    page.get_by_role("button", name="Send to these devices").click()
+    expect(page.get_by_role("heading", name="reboot")).to_be_visible()
+    expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "100")
+    expect(page.locator(".device-head, .head")).to_contain_text("finished")
+    page.get_by_role("button", name="expired").click()
+    result = page.locator("li[data-command]")
+    expect(result).to_have_count(1)
+    expect(result).to_contain_text("nobody-1")
+
+
+def test_a_dead_letter_is_read_and_replayed_and_dropped(simulated: BridgeProcess, open_page: OpenPage) -> None:
+    page = open_page(simulated, "letters?device=press-1")
+    expect(page.get_by_text("nothing was refused")).to_be_visible()
+    publish(simulated, "devices/press-1/telemetry", "pressure=12")
+    letter = page.locator("li[data-letter]")
+    expect(letter).to_contain_text("not json")
+    letter.locator("summary").click()
+    expect(letter.locator("pre")).to_have_text("pressure=12")
+    first = letter.get_attribute("data-letter")
+    letter.get_by_role("button", name="Replay").click()
+    expect(page.locator("#toasts")).to_contain_text("refused again")
+    expect(page.locator(f"li[data-letter='{first}']")).to_have_count(0)
+    letter.locator("summary").click()
+    letter.get_by_role("button", name="Drop").click()
+    expect(page.get_by_text("nothing was refused")).to_be_visible()
+    assert simulated.get("/api/v1/dead-letters?device=press-1")["dead_letters"] == []
+
+
+def test_a_profile_s_commands_are_a_form_that_checks(make_bridge: MakeBridge, open_page: OpenPage) -> None:
+    bridge = make_bridge()
+    bridge.folder.mkdir(parents=True)
+    config = bridge.folder / "bridge.toml"
+    config.write_text(
+        "[profiles.default.commands.defrost]\nrequired = ['minutes']\n"
+        "[profiles.default.commands.defrost.properties]\n"
+        "minutes = { type = 'integer', minimum = 1, maximum = 60 }\n"
+        "mode = { enum = ['gentle', 'fast'] }\nfan = { type = 'boolean' }\n"
+    )
+    bridge.start("--config", str(config))
+    publish(bridge, "devices/fridge-7/telemetry", '{"t": 4.2}')
+    page = open_page(bridge, "devices/fridge-7")
+    minutes = page.get_by_label("minutes")
+    for wrong in ("", "0", "61", "2.5"):
+        minutes.fill(wrong)
+        page.get_by_role("button", name="Send", exact=True).click()
+        assert not minutes.evaluate("field => field.validity.valid"), wrong
+    minutes.fill("10")
+    page.get_by_label("fan").select_option("no")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("li[data-command]")).to_contain_text("defrost")
+    (command,) = bridge.get("/api/v1/commands")["commands"]
+    assert command["args"] == {"minutes": 10, "fan": False}

@@ -142,9 +142,9 @@ export class FieldChart {
     if (this.chosen?.stream !== stream || this.chosen.field !== field || (this.zoomed ? this.zoomed[0] !== since : this.span[1] - this.range - since > 30)) return;
     this.step = series.step;
     this.columns = gaps(series);
-    const of = { readings: "from readings", minutes: "from minutes, each with its lowest and highest", hours: "from hours, each with its lowest and highest" };
     const total = series.count.reduce((a, b) => a + b, 0);
-    fill(this.source, `${count(total)} readings`, series.step ? `, ${duration(series.step)} a point` : "", `, ${of[series.source] ?? ""}`, series.truncated ? "; only the latest: choose a shorter range" : "");
+    const each = series.step ? `one point for ${duration(series.step)}, with its lowest and highest` : "each is a point";
+    fill(this.source, `${count(total)} readings, ${each}`, series.truncated && "; only the latest of them: choose a shorter range");
     this.draw();
     this.say(null);
   }

@@ -53,7 +53,7 @@ export function commands(main, scope) {
 /** The form: a target, its preview, the command. */
 async function bulk(scope) {
   const { profiles } = await api.get("/profiles", {}, scope.signal);
-  const who = h("select", { id: "who" }, [["filter", "those that fit"], ["named", "those that I name"], ["everyone", "every device"]].map(([v, title]) => h("option", { value: v }, title)));
+  const who = h("select", { id: "bulk-who" }, [["filter", "those that fit"], ["named", "those that I name"], ["everyone", "every device"]].map(([v, title]) => h("option", { value: v }, title)));
   const tag = h("input", { id: "bulk-tag", maxlength: 64, spellcheck: "false" });
   const profile = h("select", { id: "bulk-profile" }, h("option", { value: "" }, "any"), profiles.map(({ name }) => h("option", { value: name }, name)));
   const status = h("select", { id: "bulk-status" }, h("option", { value: "" }, "any"), STATUSES.map((name) => h("option", { value: name, selected: name === "online" }, name)));

@@ -142,7 +142,7 @@ export function devices(main, scope) {
 class Row {
   constructor(device) {
     this.id = device.device_id;
-    this.cells = Object.fromEntries(["status", "values", "spark", "profile", "messages", "seen"].map((name) => [name, h("td", { class: name })]));
+    this.cells = Object.fromEntries(["status", "values", "spark", "profile", "messages", "seen"].map((name) => [name, h("td", { class: `cell-${name}` })]));
     this.line = [];
     this.name = h("small", { class: "soft" });
     this.element = h(
