@@ -27,6 +27,7 @@ FOLDER: Final = ROOT / "docs" / "screenshots"
 DEVICES: Final = 36
 PATIENCE: Final = 60_000
 DESKTOP: Final = {"width": 1280, "height": 860}
+TALL: Final = {"width": 1280, "height": 1180}
 PHONE: Final = {"width": 390, "height": 844}
 
 CONFIG: Final = """
@@ -81,7 +82,8 @@ def main() -> None:
         time.sleep(max(0.0, seconds - (time.monotonic() - began)))
         act(bridge)
         for scheme in ("light", "dark"):
-            shoot(browser, bridge, scheme, DESKTOP, "")
+            shoot(browser, bridge, scheme, DESKTOP, "", ("overview", "devices", "dead-letters"))
+            shoot(browser, bridge, scheme, TALL, "", ("device", "commands"))
             shoot(browser, bridge, scheme, PHONE, "-phone", ("device",))
     total = sum(path.stat().st_size for path in FOLDER.glob("*.png"))
     print(f"{len(list(FOLDER.glob('*.png')))} pictures, {total:,} bytes")
@@ -150,15 +152,14 @@ def act(bridge: BridgeProcess) -> None:
 
 
 def shoot(
-    browser: Browser, bridge: BridgeProcess, scheme: str, size: dict[str, int], suffix: str, only: tuple[str, ...] = ()
+    browser: Browser, bridge: BridgeProcess, scheme: str, size: dict[str, int], suffix: str, names: tuple[str, ...]
 ) -> None:
-    """All views in one scheme."""
+    """Some views in one scheme."""
     context = browser.new_context(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]  # Playwright's own words
     context.set_default_timeout(PATIENCE)
     page = context.new_page()
-    for name, (place, sign) in VIEWS.items():
-        if only and name not in only:
-            continue
+    for name in names:
+        place, sign = VIEWS[name]
         page.goto(bridge.url(f"/#/{place}"))
         page.reload()
         expect(page.locator(sign).first).to_be_visible(timeout=PATIENCE)
@@ -169,6 +170,7 @@ def shoot(
         if name == "dead-letters":
             page.locator(".letters summary").first.click()
             expect(page.locator(".letters pre")).to_be_visible(timeout=PATIENCE)
+        page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(2_500)  # a picture, not a test: sparklines fill, plots settle
         page.screenshot(path=FOLDER / f"{name}{suffix}-{scheme}.png")
     context.close()
