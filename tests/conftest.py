@@ -29,6 +29,7 @@ NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "mosquitto": ("mosquitto mosquitto-clients", ("mosquitto", "mosquitto_pub", "mosquitto_sub")),
     "strace": ("strace", ("strace",)),
     "browser": ("chromium", ("chromium",)),
+    "mount": ("mount, and be root", ("mount",)),
     "promtool": ("prometheus", ("promtool",)),
 }
 """Marker (or fixture of the same name) → Debian's packages, and the programs that must be there."""
@@ -42,6 +43,8 @@ def missing(need: str) -> list[str]:
             program(name)
         except ServerError:
             absent.append(name)
+    if need == "mount" and os.geteuid() != 0:
+        absent.append("right to mount")
     return absent
 
 

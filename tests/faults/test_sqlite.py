@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.faults.conftest import MakeVictim
 from tests.faults.disk import small_disk
 from tests.faults.fleet import now
@@ -26,6 +28,7 @@ def test_locked_by_another_program(make_victim: MakeVictim, torture: Torture) ->
         victim.finish(fleet, row)
 
 
+@pytest.mark.mount
 def test_disk_full_then_freed(make_victim: MakeVictim, torture: Torture, tmp_path: Path) -> None:
     """Nothing is acknowledged that finds no room; when there is room the bridge goes on by itself."""
     row = torture.row("disk full, then freed")
