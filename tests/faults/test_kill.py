@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack
 
 import psutil
+import pytest
 
 from tests.acceptance.process import BridgeProcess
 from tests.bench import wire
@@ -19,13 +20,14 @@ AT_ONCE = 250
 READY_WITHIN = 5.0
 
 
-def test_kill_9_at_random_moments(make_victim: MakeVictim, kind: str, torture: Torture) -> None:
-    row = torture.row(f"kill -9 under load, {kind}")
+@pytest.mark.parametrize("part", [1, 2])
+def test_kill_9_at_random_moments(make_victim: MakeVictim, kind: str, part: int, torture: Torture) -> None:
+    row = torture.row(f"kill -9 under load, {kind}, part {part}")
     victim = make_victim(kind)
     bridge = victim.bridge.start()
-    moments = random.Random(kind)  # the same moments every time, as far as a machine repeats itself
+    moments = random.Random(f"{kind} {part}")  # the same moments every time, as far as a machine repeats itself
     with victim.fleet(rate=3_000) as fleet:
-        for _ in torture.rounds(row, 10, 100):
+        for _ in torture.rounds(row, 5, 50):
             fleet.wait_for(1)
             time.sleep(moments.uniform(0.0, 0.6))  # the moment is the test, not a wait for anything
             bridge.kill()
