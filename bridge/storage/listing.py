@@ -18,8 +18,9 @@ from bridge.storage.devices import DeviceSnapshot, snapshot_of, snapshots
 from bridge.storage.registry import describe
 from bridge.storage.tables import device_tags, devices
 
-SCANNED: Final = 2_000
-"""Rows that are looked at for one page beyond what an index answers."""
+SCANNED: Final = 500
+"""Rows that are looked at for one page beyond what an index answers: each may be a page of the file that is not in
+memory."""
 MAX_NAME: Final = 200
 
 Sort = Literal["id", "-id", "last_seen", "-last_seen"]
