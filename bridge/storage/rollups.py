@@ -21,8 +21,9 @@ from bridge.storage.tables import cursors, telemetry
 log = structlog.get_logger(__name__)
 
 CURSOR: Final = "rollups"
-PORTION: Final = 2_000
-"""Rows in one transaction: on SQLite about ten milliseconds, which is how long a batch may have to wait for it."""
+PORTION: Final = 200
+"""Rows in one transaction: with five fields each 10 to 20 milliseconds on SQLite, and so long a batch may have to wait
+for it."""
 SHARE: Final = 0.1
 """Of the time that may be spent on it while there is more to do; what is left over is done when there is less."""
 SHARE_WHEN_BUSY: Final = 0.02
