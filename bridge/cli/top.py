@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PLOTTED: Final = ("messages_per_second", "commit_ms", "loop_lag_p99_ms")
 """Of the last hour's figures: those that are shown as a line."""
+SLOW: Final = 5
+"""Agents that have not been done for more than a second, of which so many are shown."""
 
 
 def top(
@@ -27,7 +29,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show rates, devices, the ledger, the database and the sinks of a running bridge, until Ctrl-C.
+    """Show rates, devices, slow agents, the ledger, database and sinks of a running bridge, until Ctrl-C.
 
     Where the output is no terminal, and with --json, it looks once.
     """
@@ -55,11 +57,12 @@ def top(
 
 
 def _look(api: Api) -> tuple[Mapping[str, Any], Mapping[str, Sequence[float]]]:
-    return api.get("/api/v1/summary"), api.get("/api/v1/summary/history")
+    slow = api.get("/api/v1/agents", {"limit": SLOW})["waiting"]
+    return {**api.get("/api/v1/summary"), "slow_agents": slow}, api.get("/api/v1/summary/history")
 
 
 def view(summary: Mapping[str, Any], history: Mapping[str, Sequence[float]]) -> Table:
-    """What is shown: the lines of the summary, the database and each sink, and the last hour."""
+    """What is shown: the lines of the summary, slow agents, the database and each sink, and the last hour."""
     from rich.table import Table
     from rich.text import Text
 
@@ -68,6 +71,12 @@ def view(summary: Mapping[str, Any], history: Mapping[str, Sequence[float]]) -> 
     lines = rows(summary)
     agents = ", ".join(f"{name} {count:,}" for name, count in summary["agents"].items())
     lines.append(("agents", Text(f"{agents}; the loop is late by {summary['loop_lag_p99_ms']} ms (p99)")))
+    for slow in summary.get("slow_agents", ()):
+        what = f"{slow['reason']} {slow['handler']}".strip()
+        waits = f"waits for {slow['seconds']:,.1f} s ({what}), {slow['messages']:,} messages behind it"
+        lines.append(
+            ("slow agent", Text.assemble((terminal.safe(slow["device_id"]), "yellow"), " ", terminal.safe(waits)))
+        )
     lines.append(("database", _database(summary)))
     lines += [(f"sink {terminal.safe(sink['name'])}", _sink(sink)) for sink in summary.get("sinks", ())]
     for name in PLOTTED:

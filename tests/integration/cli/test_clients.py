@@ -108,6 +108,11 @@ def test_tail_shows_what_passes(mosquitto: Mosquitto, start: Callable[..., Comma
     assert tail.interrupt() == 130
     assert tail.lines.empty(), "no traceback, and nothing of other devices"
 
+    publish(mosquitto, "devices/fridge-7/error", "of another kind")
+    kinds = start("tail", "--port", str(mosquitto.port), "--kind", "error", "--kind", "presence")
+    assert "devices/fridge-7/error" in kinds.line("devices/"), "the first line that comes"
+    assert kinds.interrupt() == 130
+
     other = start("tail", "--port", str(mosquitto.port), "--topic", "house/#")
     assert other.line("house/big").endswith("xx… (5,000 bytes)\n")
 

@@ -73,6 +73,9 @@ def summary(**more: Any) -> dict[str, Any]:
             "dropped": {},
         },
         "loop_lag_p99_ms": 1.5,
+        "slow_agents": [
+            {"device_id": "fridge-7", "reason": "handler", "handler": "on_telemetry", "seconds": 12.5, "messages": 31}
+        ],
         "database": {"dialect": "sqlite", "breaker": "open"},
         "spool": {
             "active": True,
@@ -105,6 +108,7 @@ def test_top_says_where_the_trouble_is(capsys: pytest.CaptureFixture[str]) -> No
     assert "7 rows" in lines["database"]
     assert "a commit takes long" in lines["database"]
     assert "503" in out
+    assert "fridge-7 waits for 12.5 s (handler on_telemetry), 31 messages behind it" in out
     assert "\x1b" not in out
     assert "▁█" in lines["commit ms"]
 
