@@ -244,7 +244,7 @@ class Cell:
     def _do_without(self) -> None:
         """The device's state cannot be had. What needs none of it goes on: readings and events are stored, uncounted;
         operators are told that their wish cannot be stored."""
-        if not self._services.writer.diverting or self._services.logic_classes:
+        if not self._services.writer.diverting or not self._services.all_alike:
             return
         overdue = self._services.clock() - self._services.writer.patience
         messages, self._data = self._data, []

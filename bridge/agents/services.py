@@ -100,6 +100,7 @@ class Services:
         "_refusals_logged",
         "_waiters",
         "agent_loader",
+        "all_alike",
         "census",
         "clock",
         "epoch_floor",
@@ -153,6 +154,13 @@ class Services:
         self.census = Census()
         self.offload = Offload(rules.offload_workers)
         self.logic_classes = {name: (agent, Handlers(agent)) for name, agent in (agents or {}).items()}
+        self.all_alike: Final = (
+            unknown is Admission.ACCEPTED
+            and not self.logic_classes
+            and all(profile.plain and not profile.rules for profile in self.profiles)
+        )
+        """Whether a reading is stored in the same way whichever device it comes from: then nothing that is stored of a
+        device need be known for it."""
         """By `Profile.agent`."""
         self.logic_rules = LogicRules(rules.handler_timeout, rules.restarts, rules.restart_window, rules.mailbox_limit)
         self.feed: Final = Feed(writer, clock)
