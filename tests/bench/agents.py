@@ -55,6 +55,7 @@ class _NoWriter:
     """Says at once that everything is committed."""
 
     congested = False
+    diverting = False
     on_relief: Callable[[], None] | None = None
 
     def add_reading(
