@@ -1,111 +1,101 @@
 """Rollups: what a field's readings of a minute and of an hour amount to, kept from the committed telemetry.
 
-A cursor says up to which row (in the order of the commits) everything is rolled up. A portion of rows and the cursor
-move in one transaction, so each row counts once, whatever fails; a late reading is added to its own minute.
+Rows are read in the order of the commits and gathered in memory by minute, so that the many readings of a minute cost
+the database one row. What is gathered is stored in portions, short ones, because on SQLite a batch waits for each. A
+cursor says up to which row everything is stored, a second one how many groups of what follows are: the groups of the
+same rows are always the same, in the same order, so each row counts once, whatever fails in between. A late reading is
+added to its own minute.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final, final
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Final, final
 
+import msgspec
 import structlog
-from sqlalchemy import BigInteger, bindparam, func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.errors import StorageError, StorageUnavailableError
+from bridge.storage import bulk, committed
 from bridge.storage.database import Database
-from bridge.storage.tables import cursors, telemetry
+from bridge.storage.tables import cursors, telemetry, telemetry_hour, telemetry_minute
 
 log = structlog.get_logger(__name__)
 
 CURSOR: Final = "rollups"
-PORTION: Final = 200
-"""Rows in one transaction: with five fields each 10 to 20 milliseconds on SQLite, and so long a batch may have to wait
-for it."""
+UPTO: Final = "rollups:upto"
+"""The last row of what is being stored."""
+DONE: Final = "rollups:done"
+"""How many of its groups are stored."""
+PORTION: Final = 1_000
+"""Rows that are read at once."""
+GROUPS: Final = 500
+"""Groups that are stored in one transaction: on SQLite some milliseconds, which is how long a batch may wait for it."""
+MOST_GROUPS: Final = 100_000
+"""Groups that are gathered in memory at most; then they are stored."""
+FRESH: Final = 5.0
+"""Seconds after which gathered groups are stored; a second more for each GROUPS_A_SECOND of them."""
+GROUPS_A_SECOND: Final = 1_000
 SHARE: Final = 0.1
 """Of the time that may be spent on it while there is more to do; what is left over is done when there is less."""
 SHARE_WHEN_BUSY: Final = 0.02
 """The same while readings come as fast as they can be committed: each commit waits for it."""
 IDLE: Final = 2.0
-"""Seconds to the next look when everything is rolled up: how old a rollup is at least."""
+"""Seconds to the next look when everything has been read."""
 AGAIN_AFTER: Final = 5.0
 """Seconds to the next try when the database is away."""
+LARGEST: Final = 1e308
+"""Larger numbers are left out: their sum would be infinite."""
 
-_WIDTHS: Final = {"telemetry_minute": 60, "telemetry_hour": 3_600}
+Key = tuple[str, str, str, int]
+"""Device, stream, field, and the Unix second at which the minute or hour begins."""
+Group = tuple[int, float, float, float, float, float]
+"""Count, minimum, maximum, sum, time of the last reading, its value."""
 
-# Numbers at the top level of the payload, but not what the bridge itself reads in it.
-_FIELDS: Final = {
-    "sqlite": (
-        "SELECT t.id, t.device_id, t.stream, t.ts, j.key AS field, CAST(j.value AS REAL) AS value"
-        " FROM telemetry t, json_each(t.payload) j WHERE t.id > :after AND t.id <= :upto"
-        " AND json_type(t.payload) = 'object' AND j.type IN ('integer', 'real') AND j.key NOT IN ('ts', 'id')"
-        # Half a surrogate pair, which no reader could decode, is U+FFFD to GLOB.
-        " AND j.key NOT GLOB '*' || char(65533) || '*' AND instr(j.key, char(0)) = 0"
-    ),
-    # A number may be larger than a double precision: NULL, and left out below.
-    "postgresql": (
-        "SELECT t.id, t.device_id, t.stream, t.ts, j.key AS field,"
-        " CASE WHEN abs((j.value #>> '{}')::numeric) < 1e308 THEN (j.value #>> '{}')::float8 END AS value"
-        " FROM telemetry t CROSS JOIN LATERAL"
-        " json_each(CASE WHEN json_typeof(t.payload) = 'object' THEN t.payload ELSE '{}'::json END) j"
-        " WHERE t.id > :after AND t.id <= :upto AND json_typeof(j.value) = 'number' AND j.key NOT IN ('ts', 'id')"
-    ),
-}
-_START: Final = {
-    "sqlite": "(CAST(ts AS INTEGER) / {width} * {width})",
-    "postgresql": "(floor(ts / {width})::bigint * {width})",
-}
-_LESS, _MORE = {"sqlite": "min", "postgresql": "least"}, {"sqlite": "max", "postgresql": "greatest"}
+_decode: Final = msgspec.json.Decoder().decode
+_COLUMNS: Final = ("device_id", "stream", "field", "start", "count", "min", "max", "sum", "last_ts", "last")
 
 
-def _statement(dialect: str, table: str, width: int) -> str:
-    start = _START[dialect].format(width=width)
-    group = "device_id, stream, field"
-    return (
-        f"WITH fields AS MATERIALIZED ({_FIELDS[dialect]}),"  # noqa: S608 - constants of this module alone
-        f" ranked AS (SELECT *, {start} AS start,"
-        f" row_number() OVER (PARTITION BY {group}, {start} ORDER BY ts DESC, id DESC) AS newest"
-        f" FROM fields WHERE value IS NOT NULL AND abs(value) < 1e308)"
-        f" INSERT INTO {table} ({group}, start, count, min, max, sum, last_ts, last)"
-        f" SELECT {group}, start, count(*), min(value), max(value), sum(value), max(ts),"
-        " max(CASE WHEN newest = 1 THEN value END)"
-        f" FROM ranked WHERE true GROUP BY {group}, start"
-        f" ON CONFLICT ({group}, start) DO UPDATE SET count = {table}.count + excluded.count,"
-        f" min = {_LESS[dialect]}({table}.min, excluded.min), max = {_MORE[dialect]}({table}.max, excluded.max),"
-        f" sum = {table}.sum + excluded.sum,"
-        f" last = CASE WHEN excluded.last_ts >= {table}.last_ts THEN excluded.last ELSE {table}.last END,"
-        f" last_ts = {_MORE[dialect]}({table}.last_ts, excluded.last_ts)"
+def _upsert(table: Any) -> bulk.Insert:
+    name = table.name
+    return bulk.Insert(
+        table,
+        _COLUMNS,
+        f"ON CONFLICT (device_id, stream, field, start) DO UPDATE SET count = {name}.count + excluded.count,"
+        f" min = CASE WHEN excluded.min < {name}.min THEN excluded.min ELSE {name}.min END,"
+        f" max = CASE WHEN excluded.max > {name}.max THEN excluded.max ELSE {name}.max END,"
+        f" sum = {name}.sum + excluded.sum,"
+        f" last = CASE WHEN excluded.last_ts >= {name}.last_ts THEN excluded.last ELSE {name}.last END,"
+        f" last_ts = CASE WHEN excluded.last_ts >= {name}.last_ts THEN excluded.last_ts ELSE {name}.last_ts END",
     )
 
 
-_STATEMENTS: Final = {
-    dialect: [
-        text(_statement(dialect, table, width)).bindparams(
-            bindparam("after", type_=BigInteger), bindparam("upto", type_=BigInteger)
-        )
-        for table, width in _WIDTHS.items()
-    ]
-    for dialect in ("sqlite", "postgresql")
-}
-_MOVE: Final = text(
-    "INSERT INTO cursors (name, position) VALUES (:name, :position)"
-    " ON CONFLICT (name) DO UPDATE SET position = excluded.position"
-).bindparams(bindparam("position", type_=BigInteger))
+_MINUTES: Final = _upsert(telemetry_minute)
+_HOURS: Final = _upsert(telemetry_hour)
 
 
 @final
 class Rollups:
-    """Keeps the rollups up to date. `busy` says whether intake could use all of the database at the moment."""
+    """Keeps the rollups up to date. `busy` says whether intake needs the database for itself at the moment."""
 
     def __init__(self, database: Database, busy: Callable[[], bool] = lambda: False) -> None:
         self.rows = 0
         """Rows rolled up since the start."""
         self.skipped = 0
-        """Rows of which the database could make no numbers."""
+        """Rows that hold no JSON object that could be read."""
         self._database = database
         self._busy = busy
+        self._groups: dict[Key, Group] = {}
+        self._gathered = 0
+        """Rows in `_groups`."""
+        self._read_upto = -1
+        """The last row that was read; -1 before the first look."""
+        self._since = 0.0
+        """Monotonic: when the first row in `_groups` was gathered."""
 
     async def run(self) -> None:
         """Roll up what is committed, for ever."""
@@ -113,53 +103,166 @@ class Rollups:
         while True:
             began = loop.time()
             try:
-                done = await self.advance()
+                read = await self._gather(PORTION)
+                waited = loop.time() - self._since
+                if self._gathered and (
+                    len(self._groups) >= MOST_GROUPS or waited >= FRESH + len(self._groups) / GROUPS_A_SECOND
+                ):
+                    await self._store()
+                    began = loop.time()  # it has kept to its share by itself
             except (StorageUnavailableError, StorageError) as error:
                 log.warning("rollups wait for the database", error=str(error))
                 await asyncio.sleep(AGAIN_AFTER)
                 continue
-            share = SHARE_WHEN_BUSY if self._busy() else SHARE
-            await asyncio.sleep((loop.time() - began) / share if done == PORTION else IDLE)
+            await asyncio.sleep((loop.time() - began) / self._share if read == PORTION else IDLE)
 
     async def advance(self, portion: int = PORTION) -> int:
-        """Roll up the next rows, at most `portion`; returns how many there were."""
-        try:
-            done = await self._database.maintain(lambda connection: _advance(connection, portion))
-        except StorageError as error:
-            if portion > 1:
-                return await self.advance(portion // 2)
-            # As a text that is JSON for us and that the database cannot read. It is left out, not in the way.
-            log.warning("a reading could not be rolled up", error=str(error))
-            self.skipped += 1
-            done = await self._database.maintain(lambda connection: _advance(connection, 1, skip=True))
-        self.rows += done
-        return done
+        """Roll up the next rows, at most `portion`, at once; returns how many there were."""
+        read = await self._gather(portion)
+        await self._store()
+        return read
 
     async def behind(self) -> int:
         """How many committed rows are not rolled up yet, counted up to 100,000."""
         return await self._database.read(_behind)
 
+    @property
+    def _share(self) -> float:
+        return SHARE_WHEN_BUSY if self._busy() else SHARE
 
-async def position(connection: AsyncConnection, name: str) -> int:
-    """How far a reader of committed rows has come; 0 at the beginning."""
-    found = await connection.execute(select(cursors.c.position).where(cursors.c.name == name))
-    return int(found.scalar() or 0)
+    # ------------------------------------------------------------------ reading
+
+    async def _gather(self, portion: int) -> int:
+        """Read the next rows and add them to the groups; returns how many there were."""
+        if self._read_upto < 0:
+            await self._finish()
+        after = self._read_upto
+        rows = await self._database.read(partial(_rows, after=after, upto=None, limit=portion))
+        if rows and not self._gathered:
+            self._since = asyncio.get_running_loop().time()
+        self._add(rows)
+        if rows:
+            self._read_upto = rows[-1][0]
+        return len(rows)
+
+    def _add(self, rows: list[tuple[Any, ...]]) -> None:
+        groups = self._groups
+        for _id, device_id, stream, ts, payload in rows:
+            try:
+                values = _decode(payload)
+            except (msgspec.DecodeError, RecursionError):
+                values = None
+            if not isinstance(values, dict):
+                self.skipped += 1
+                continue
+            minute = int(ts) // 60 * 60
+            for field, value in values.items():
+                if (type(value) is not float and type(value) is not int) or field in ("ts", "id"):
+                    continue
+                if not -LARGEST < value < LARGEST or "\0" in field:
+                    continue
+                key = device_id, stream, field, minute
+                group = groups.get(key)
+                number = float(value)
+                groups[key] = _merged(group, (1, number, number, number, ts, number))
+        self._gathered += len(rows)
+
+    # ------------------------------------------------------------------ storing
+
+    async def _finish(self) -> None:
+        """Take up where the last run ended, in the middle of what it was storing or not."""
+        cursor, upto, done = await self._database.read(_positions)
+        self._read_upto = cursor
+        if done and upto > cursor:
+            while rows := await self._database.read(partial(_rows, after=self._read_upto, upto=upto, limit=PORTION)):
+                self._add(rows)
+                self._read_upto = rows[-1][0]
+            await self._store(done)
+
+    async def _store(self, done: int = 0) -> None:
+        """Store the groups, from the one with the number `done` on, and then the cursor. What fails is tried again with
+        the same groups."""
+        loop = asyncio.get_running_loop()
+        keys = sorted(self._groups)
+        while True:
+            began = loop.time()
+            some = {key: self._groups[key] for key in keys[done : done + GROUPS]}
+            last = done + len(some) == len(keys)
+            await self._again(partial(self._store_some, some, done, last))
+            done += len(some)
+            if last:
+                break
+            await asyncio.sleep((loop.time() - began) / self._share)
+        self.rows += self._gathered
+        self._groups, self._gathered = {}, 0
+
+    async def _again(self, work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+        # Not given up: what is gathered in memory goes with what is stored already.
+        while True:
+            try:
+                await self._database.maintain(work)
+            except (StorageUnavailableError, StorageError) as error:
+                log.warning("rollups wait for the database", error=str(error))
+                await asyncio.sleep(AGAIN_AFTER)
+            else:
+                return
+
+    async def _store_some(self, some: Mapping[Key, Group], done: int, last: bool, connection: AsyncConnection) -> None:
+        upto = self._read_upto
+        cursor, stored_upto, stored_done = await _positions(connection)
+        if cursor >= upto or (stored_upto == upto and stored_done >= done + len(some) and some):
+            return  # the answer to its COMMIT was lost
+        if some:
+            hours: dict[Key, Group] = {}
+            for (device_id, stream, field, start), group in some.items():
+                key = device_id, stream, field, start // 3_600 * 3_600
+                hours[key] = _merged(hours.get(key), group)
+            await bulk.insert(connection, [(_MINUTES, _flat(some)), (_HOURS, _flat(hours))])
+        positions = {UPTO: upto, DONE: 0 if last else done + len(some)}
+        await committed.move(connection, {**positions, CURSOR: upto} if last else positions)
 
 
-async def _advance(connection: AsyncConnection, portion: int, *, skip: bool = False) -> int:
-    after = await position(connection, CURSOR)
-    ids = select(telemetry.c.id).where(telemetry.c.id > after).order_by(telemetry.c.id).limit(portion).subquery()
-    upto, count = (await connection.execute(select(func.max(ids.c.id), func.count()).select_from(ids))).one()
-    if not count:
-        return 0
-    if not skip:
-        for statement in _STATEMENTS[connection.dialect.name]:
-            await connection.execute(statement, {"after": after, "upto": upto})
-    await connection.execute(_MOVE, {"name": CURSOR, "position": upto})
-    return int(count)
+def _merged(group: Group | None, other: Group) -> Group:
+    """Both; of two readings of the same moment the one of `other` is the last."""
+    if group is None:
+        return other
+    count, low, high, total, last_ts, last = group
+    other_count, other_low, other_high, other_total, other_ts, other_last = other
+    later = other_ts >= last_ts
+    return (
+        count + other_count,
+        other_low if other_low < low else low,
+        other_high if other_high > high else high,
+        total + other_total,
+        other_ts if later else last_ts,
+        other_last if later else last,
+    )
+
+
+def _flat(groups: Mapping[Key, Group]) -> list[Any]:
+    return [value for key, group in groups.items() for value in (*key, *group)]
+
+
+async def _rows(connection: AsyncConnection, *, after: int, upto: int | None, limit: int) -> list[tuple[Any, ...]]:
+    query = (
+        select(telemetry.c.id, telemetry.c.device_id, telemetry.c.stream, telemetry.c.ts, telemetry.c.payload)
+        .where(telemetry.c.id > after)
+        .order_by(telemetry.c.id)
+        .limit(limit)
+    )
+    if upto is not None:
+        query = query.where(telemetry.c.id <= upto)
+    return [tuple(row) for row in await connection.execute(query)]
+
+
+async def _positions(connection: AsyncConnection) -> tuple[int, int, int]:
+    """The cursor, and how far the storing of what follows has come."""
+    query = select(cursors.c.name, cursors.c.position).where(cursors.c.name.in_((CURSOR, UPTO, DONE)))
+    found = {name: int(position) for name, position in await connection.execute(query)}
+    return found.get(CURSOR, 0), found.get(UPTO, 0), found.get(DONE, 0)
 
 
 async def _behind(connection: AsyncConnection) -> int:
-    after = await position(connection, CURSOR)
-    some = select(telemetry.c.id).where(telemetry.c.id > after).limit(100_000).subquery()
+    cursor, _, _ = await _positions(connection)
+    some = select(telemetry.c.id).where(telemetry.c.id > cursor).limit(100_000).subquery()
     return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())

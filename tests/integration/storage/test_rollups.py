@@ -7,9 +7,11 @@ import math
 from collections import defaultdict
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bridge.storage import rollups as rolling
 from bridge.storage.database import Database
 from bridge.storage.rollups import Rollups
 from bridge.storage.writer import Writer
@@ -38,7 +40,7 @@ def expected(rows: list[tuple[str, float, dict[str, Any]]], width: int) -> dict[
     }
 
 
-async def stored(witness: Witness, table: str) -> dict[tuple[str, str, int], tuple[Any, ...]]:
+async def stored_of(witness: Witness, table: str) -> dict[tuple[str, str, int], tuple[Any, ...]]:
     rows = await witness.rows(f"SELECT {COLUMNS} FROM {table}")
     return {(device, field, start): tuple(rest) for device, _stream, field, start, *rest in rows}
 
@@ -80,8 +82,8 @@ async def test_late_and_mixed_readings_are_counted_once_each(
     await committed(writer)
     while await rollups.advance(portion=1):
         pass
-    same(await stored(witness, "telemetry_minute"), expected(rows + late, 60))
-    same(await stored(witness, "telemetry_hour"), expected(rows + late, 3600))
+    same(await stored_of(witness, "telemetry_minute"), expected(rows + late, 60))
+    same(await stored_of(witness, "telemetry_hour"), expected(rows + late, 3600))
     assert rollups.rows == 6
     assert await rollups.behind() == 0
 
@@ -97,7 +99,7 @@ async def test_what_the_database_cannot_read_is_left_out_and_in_nobodys_way(
     for _ in payloads:
         await rollups.advance()
     assert await rollups.behind() == 0
-    found = await stored(witness, "telemetry_minute")
+    found = await stored_of(witness, "telemetry_minute")
     count, low, high, *_ = found["d1", "a", 60]
     assert (low, high) == (1.0, 3.0)
     assert count + rollups.skipped >= 2
@@ -126,5 +128,44 @@ async def test_any_numbers_make_the_same_rollups_as_the_plain_way(
     rollups = Rollups(database)
     while await rollups.advance(portion=97):
         pass
-    same(await stored(witness, "telemetry_minute"), expected(rows, 60))
-    same(await stored(witness, "telemetry_hour"), expected(rows, 3600))
+    same(await stored_of(witness, "telemetry_minute"), expected(rows, 60))
+    same(await stored_of(witness, "telemetry_hour"), expected(rows, 3600))
+
+
+@pytest.mark.parametrize("stored", [0, 1, 4, 7])
+@pytest.mark.parametrize("answered", [True, False], ids=["before a commit", "after a commit whose answer was lost"])
+async def test_an_end_in_the_middle_of_storing_counts_nothing_twice(
+    database: Database, writer: Writer, witness: Witness, monkeypatch: pytest.MonkeyPatch, stored: int, answered: bool
+) -> None:
+    monkeypatch.setattr(rolling, "GROUPS", 2)
+    rows: list[tuple[str, float, dict[str, Any]]] = [
+        (f"d{number % 5}", 1_700_000_000.0 + number * 7, {"a": number, "b": -number}) for number in range(40)
+    ]
+    hand_over(writer, rows)
+    await committed(writer)
+    maintain = database.maintain
+    left = stored
+
+    async def dying(work: Any) -> Any:
+        nonlocal left
+        if left == 0 and answered:
+            raise KeyboardInterrupt
+        result = await maintain(work)
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        return result
+
+    monkeypatch.setattr(database, "maintain", dying)
+    with pytest.raises(KeyboardInterrupt):
+        await Rollups(database).advance()
+    monkeypatch.setattr(database, "maintain", maintain)
+    late: list[tuple[str, float, dict[str, Any]]] = [("d1", 1_700_000_003.0, {"a": 1000})]
+    hand_over(writer, late)
+    await committed(writer)
+    again = Rollups(database)
+    while await again.advance():
+        pass
+    same(await stored_of(witness, "telemetry_minute"), expected(rows + late, 60))
+    same(await stored_of(witness, "telemetry_hour"), expected(rows + late, 3600))
+    assert await again.behind() == 0
