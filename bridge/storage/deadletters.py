@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, final
 
 import msgspec
-from sqlalchemy import LargeBinary, Select, delete, func, select
+from sqlalchemy import LargeBinary, Select, delete, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.storage.tables import dead_letters
@@ -87,7 +87,8 @@ async def list_dead_letters(
 ) -> list[DeadLetter]:
     """The latest first; `before` is the last id of the page before. With `reason` or `device_id` only those. Of each
     payload the first `shown` bytes: a thousand whole ones may be a gigabyte."""
-    payload = func.substr(dead_letters.c.payload, 1, shown, type_=LargeBinary)
+    # SQLite's part of an empty blob is NULL.
+    payload = func.coalesce(func.substr(dead_letters.c.payload, 1, shown), literal(b"", LargeBinary), type_=LargeBinary)
     columns = [payload if column is dead_letters.c.payload else column for column in _COLUMNS]
     query = _narrowed(select(*columns), reason, device_id).order_by(dead_letters.c.id.desc()).limit(limit)
     if before is not None:

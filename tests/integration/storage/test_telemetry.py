@@ -41,6 +41,11 @@ async def test_pages_of_dead_letters(writer: Writer, database: Database) -> None
     for number in range(5):
         writer.add_dead_letter(DeadLetter(float(number), "t", None, "not_json", "why", b"\xff\x00"), None)
     await committed(writer)
+    writer.add_dead_letter(DeadLetter(-1.0, "t", None, "not_json", "empty", b""), None)
+    await committed(writer)
+    (empty,) = await database.read(partial(deadletters.list_dead_letters, limit=1))
+    assert empty.payload == b""
+    assert await writer.submit(partial(deadletters.delete_dead_letter, letter_id=empty.id))
     first = await database.read(partial(deadletters.list_dead_letters, limit=3))
     second = await database.read(partial(deadletters.list_dead_letters, limit=3, before=first[-1].id))
     assert [letter.at for letter in first + second] == [4.0, 3.0, 2.0, 1.0, 0.0]
