@@ -21,13 +21,13 @@ def ended(bridge: BridgeProcess, rollout_id: str) -> dict[str, Any]:
         over = view["status"] != "running" and view["ended"] == sum(view["counts"].values()) + view["refused"]
         return view if over else None
 
-    return until(look, "the rollout's end", 60) or {}
+    return until(look, "the rollout's end", 90) or {}
 
 
 def test_a_rollout_reaches_every_device_once_a_few_at_a_time_also_through_a_kill(make_bridge: MakeBridge) -> None:
     bridge = make_bridge().start("--simulate", str(DEVICES))
     until(lambda: len(bridge.online()) == DEVICES, "the simulated devices", 60)
-    started = bridge.run("send", "reboot", "--status", "online", "--rollout", "5", "--ttl", "60", "--no-wait")
+    started = bridge.run("send", "reboot", "--status", "online", "--rollout", "5", "--ttl", "20", "--no-wait")
     assert started.returncode == 0, started.stderr
     rollout_id = started.stdout.strip()
     until(lambda: bridge.rows("SELECT count(*) FROM commands")[0][0] >= DEVICES // 3, "a third of it")
