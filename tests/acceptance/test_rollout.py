@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 from tests.acceptance.conftest import MakeBridge
@@ -31,7 +32,10 @@ def test_a_rollout_reaches_every_device_once_a_few_at_a_time_also_through_a_kill
     assert started.returncode == 0, started.stderr
     rollout_id = started.stdout.strip()
     until(lambda: bridge.rows("SELECT count(*) FROM commands")[0][0] >= DEVICES // 3, "a third of it")
+    old = bridge.children()
     bridge.kill()
+    # Devices of the old process could come back to the new one, take a command, and end without an answer.
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in old), "the end of the old devices", 30)
     bridge.start("--simulate", str(DEVICES))
     view = ended(bridge, rollout_id)
     # Whoever was not back yet when its turn came did not fit any more: the filter is asked anew for each page.
