@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -12,6 +12,8 @@ import pytest_asyncio
 
 from bridge.receipts import Ledger
 from bridge.storage import migrate
+from bridge.storage.database import Database
+from bridge.storage.writer import Writer
 from tests.servers import Postgres
 
 _numbers = itertools.count(1)
@@ -66,6 +68,23 @@ async def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     # Migrated once, then copied. Does nothing when it is done already.
     await migrate.upgrade(server.url)
     return await create(server, "bridge")
+
+
+@pytest_asyncio.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    """The open database."""
+    opened = await Database.open(url)
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture
+async def writer(database: Database) -> AsyncIterator[Writer]:
+    """A running writer."""
+    started = Writer(database)
+    await started.start()
+    yield started
+    await started.stop(5.0)
 
 
 async def create(server: Postgres, template: str) -> str:

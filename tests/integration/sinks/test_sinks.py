@@ -41,21 +41,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeding, "_backoff", lambda state: 0.02)
 
 
-@pytest_asyncio.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    opened = await Database.open(url)
-    yield opened
-    await opened.close()
-
-
-@pytest_asyncio.fixture
-async def writer(database: Database) -> AsyncIterator[Writer]:
-    started = Writer(database)
-    await started.start()
-    yield started
-    await started.stop(5.0)
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with Receiver() as server:

@@ -9,27 +9,8 @@ import pytest
 import pytest_asyncio
 
 from bridge.receipts import Ledger
-from bridge.storage.database import Database
-from bridge.storage.writer import Writer
 from tests.integration.conftest import plain
 from tests.integration.storage.witness import PostgresWitness, SqliteWitness, Witness
-
-
-@pytest_asyncio.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    """The open database."""
-    opened = await Database.open(url)
-    yield opened
-    await opened.close()
-
-
-@pytest_asyncio.fixture
-async def writer(database: Database) -> AsyncIterator[Writer]:
-    """A running writer."""
-    started = Writer(database)
-    await started.start()
-    yield started
-    await started.stop(5.0)
 
 
 @pytest.fixture
