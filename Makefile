@@ -4,6 +4,8 @@ VENV ?= .venv
 DEVICES ?= 25
 ARGS ?=
 MINUTES ?= 60
+# Test processes side by side. Twice two cores, as many tests wait for a server or a clock.
+JOBS ?= 4
 
 # A Python of your choice: make run PYTHON=/opt/python3.12/bin/python3
 PYTHON ?=
@@ -20,7 +22,7 @@ COMPILE := $(VENV)/bin/uv pip compile --universal --python-version 3.11 --genera
 
 help:
 	@echo "make run     start the bridge with $(DEVICES) simulated devices (DEVICES=100 for more)"
-	@echo "make test    run the tests (ARGS='-k writer -x' goes to pytest)"
+	@echo "make test    run the tests, $(JOBS) at a time (ARGS='-k writer -x' goes to pytest; JOBS=0 for one process)"
 	@echo "make check   lint, formatting, types, imports, Dockerfile, compose file"
 	@echo "make format  sort imports and format the code"
 	@echo "make bench   measure against Mosquitto (ARGS=--quick for a short run)"
@@ -34,7 +36,7 @@ run: $(VENV)/.runtime
 	@exec $(VENV)/bin/mqtt-bridge serve --simulate $(DEVICES) --summary $(ARGS)
 
 test: $(VENV)/.dev
-	@exec $(VENV)/bin/python -m pytest $(ARGS)
+	@exec $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import uvloop
@@ -84,6 +85,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for need in needs_of(item):
         if programs := missing(need):
             pytest.fail(f"{need}: no {', '.join(programs)} here; apt install {NEEDS[need][0]}", pytrace=False)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells what it left out to the process that writes the summary."""
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        not_run = session.config.stash[NOT_RUN]
+        output["not run"] = dict(not_run)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:  # a WorkerController, of which xdist has no types
+    """Every worker has looked at every test: one of them is enough. One that died has nothing to say."""
+    if output := getattr(node, "workeroutput", None):
+        node.config.stash[NOT_RUN] = Counter(output["not run"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

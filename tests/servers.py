@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import pwd
 import shutil
@@ -20,15 +22,26 @@ HOST: Final = "127.0.0.1"
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 20.0
 
+PORTS: Final = range(12000, 32000)
+"""Below 32768, where Linux begins to choose ports for clients (net.ipv4.ip_local_port_range): otherwise a server that
+is stopped and started again could find its port taken by a client's connection."""
+
 
 class ServerError(Exception):
     """A server is not installed, does not start, or ended by itself."""
 
 
+# Test processes side by side begin far from each other.
+_next_port = itertools.count(os.getpid() * 1009)
+
+
 def free_port() -> int:
-    """A port that nothing listens on at this moment."""
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nothing listens on, and that nobody else is about to use."""
+    for _ in PORTS:
+        port = PORTS[next(_next_port) % len(PORTS)]
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            return port
+    raise ServerError(f"no free port in {PORTS}")
 
 
 def program(name: str) -> str:
