@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Row, func, insert, or_, select, update
+from sqlalchemy import Row, Update, bindparam, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -38,6 +39,27 @@ _COLUMNS: Final = (
     commands.c.error,
 )
 
+# Statements are built once: to build one, and to find out that it is the same as the last time, takes ten times as long
+# as to run it, in the writer's thread, while an operator waits and the event loop has no interpreter.
+_INSERT: Final = {
+    "sqlite": sqlite.insert(commands).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(commands).on_conflict_do_nothing(),
+}
+
+_RECORD: Final = insert(events).from_select(
+    ["command_id", "seq", "status", "at", "cause", "detail"],
+    select(
+        bindparam("command_id", type_=events.c.command_id.type),
+        func.coalesce(func.max(events.c.seq), 0) + 1,
+        bindparam("status", type_=events.c.status.type),
+        bindparam("at", type_=events.c.at.type),
+        bindparam("cause", type_=events.c.cause.type),
+        bindparam("detail", type_=events.c.detail.type),
+    ).where(events.c.command_id == bindparam("command_id", type_=events.c.command_id.type)),
+)
+
+_LAST_SEQ: Final = select(func.coalesce(func.max(events.c.seq), 0)).where(events.c.command_id == bindparam("id"))
+
 
 class CommandEvent(NamedTuple):
     """One step of a command: `seq` counts from 1, `at` is Unix seconds, `detail` is an error or a late result."""
@@ -52,7 +74,6 @@ class CommandEvent(NamedTuple):
 async def insert_command(connection: AsyncConnection, command: Command, cause: str) -> tuple[Command, bool]:
     """Store a command, or find the one with the same idempotency key of the same device. Returns the stored command
     and whether it is this one."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     row = {
         "command_id": command.command_id,
         "device_id": command.device_id,
@@ -68,7 +89,7 @@ async def insert_command(connection: AsyncConnection, command: Command, cause: s
         "retry_after": command.retry_after,
         "rollout_id": command.rollout_id,
     }
-    result = await connection.execute(dialect.insert(commands).values(row).on_conflict_do_nothing())
+    result = await connection.execute(_INSERT[connection.dialect.name], row)
     if result.rowcount == 1:
         await _record(connection, command.command_id, command.status.value, command.created_at, cause, None)
         return command, True
@@ -90,17 +111,14 @@ async def advance_command(
 ) -> bool:
     """Change the status if the present one is in `expected`; False, and no change, if it is not. There is no further
     attempt (SENT) when as many have been made as there may be."""
-    values: dict[Any, Any] = {"status": status.value, "updated_at": at}
-    if result is not None:
-        values["result"] = _json(result)
-    if error is not None:
-        values["error"] = storable(error)
-    if status is CommandStatus.SENT:
-        values["attempts"] = commands.c.attempts + 1
-    guard = [commands.c.command_id == command_id, commands.c.status.in_([s.value for s in expected])]
-    if status is CommandStatus.SENT:
-        guard.append(commands.c.attempts < commands.c.max_attempts)
-    changed = await connection.execute(update(commands).where(*guard).values(values))
+    values = {
+        "id": command_id,
+        "new_status": status.value,
+        "at": at,
+        "new_result": None if result is None else _json(result),
+        "new_error": None if error is None else storable(error),
+    }
+    changed = await connection.execute(_advance(frozenset(expected), status is CommandStatus.SENT), values)
     if changed.rowcount == 0:
         return False
     await _record(connection, command_id, status.value, at, cause, error)
@@ -199,21 +217,37 @@ async def with_events(
 async def _record(
     connection: AsyncConnection, command_id: str, status: str, at: float, cause: str, detail: str | None
 ) -> None:
-    await connection.execute(
-        insert(events).values(
-            command_id=command_id,
-            seq=await _last_seq(connection, command_id) + 1,
-            status=status,
-            at=at,
-            cause=cause,
-            detail=None if detail is None else storable(detail),
-        )
-    )
+    values = {
+        "command_id": command_id,
+        "status": status,
+        "at": at,
+        "cause": cause,
+        "detail": None if detail is None else storable(detail),
+    }
+    await connection.execute(_RECORD, values)
 
 
 async def _last_seq(connection: AsyncConnection, command_id: str) -> int:
-    query = select(func.coalesce(func.max(events.c.seq), 0)).where(events.c.command_id == command_id)
-    return int((await connection.execute(query)).scalar_one())
+    return int((await connection.execute(_LAST_SEQ, {"id": command_id})).scalar_one())
+
+
+@cache  # one for each status that there is
+def _advance(expected: frozenset[CommandStatus], sent: bool) -> Update:
+    """The guarded UPDATE to a status that may follow those in `expected`; `sent`: it is another attempt."""
+    guard = [
+        commands.c.command_id == bindparam("id"),
+        commands.c.status.in_(sorted(status.value for status in expected)),
+    ]
+    values: dict[Any, Any] = {
+        "status": bindparam("new_status"),
+        "updated_at": bindparam("at"),
+        "result": func.coalesce(bindparam("new_result", type_=commands.c.result.type), commands.c.result),
+        "error": func.coalesce(bindparam("new_error", type_=commands.c.error.type), commands.c.error),
+    }
+    if sent:
+        guard.append(commands.c.attempts < commands.c.max_attempts)
+        values["attempts"] = commands.c.attempts + 1
+    return update(commands).where(*guard).values(values)
 
 
 def _json(value: Any) -> str:
