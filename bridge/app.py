@@ -19,10 +19,10 @@ from bridge.agents.registry import Registry
 from bridge.agents.rollouts import Rollouts
 from bridge.agents.router import Router
 from bridge.agents.schedules import Schedules
-from bridge.agents.services import Rules, Services
+from bridge.agents.services import Rules, Services, alike
 from bridge.broker.broker import EmbeddedBroker
 from bridge.broker.config import BrokerConfig
-from bridge.errors import BridgeError, StartError
+from bridge.errors import BridgeError, DatabaseAwayError, StartError, StorageUnavailableError
 from bridge.history import History
 from bridge.http.access import Access
 from bridge.http.api import build
@@ -38,6 +38,7 @@ from bridge.receipts import Ledger
 from bridge.registry import Admission
 from bridge.settings import Settings
 from bridge.sinks.build import Plan, feeders
+from bridge.standby import Standby
 from bridge.storage import migrate as schema
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
@@ -80,7 +81,8 @@ async def serve(settings: Settings, *, migrate: bool | None = None, on_ready: On
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     bridge = Bridge(settings)
-    await bridge.start(migrate=settings.database.migrate if migrate is None else migrate)
+    if not await bridge.start(migrate=settings.database.migrate if migrate is None else migrate, stop=stop):
+        return
     gc.collect()
     gc.freeze()  # what is there now stays: it need not be looked at again
     gc.set_threshold(*GC_THRESHOLDS)
@@ -115,11 +117,20 @@ class Bridge:
         """The admin token that was made because there was none: to be shown to the operator now, or never."""
         self._undo = contextlib.AsyncExitStack()
 
-    async def start(self, *, migrate: bool) -> None:
-        """Start every part, the database first and the doors last. On failure what was started is stopped."""
+    async def start(self, *, migrate: bool, stop: asyncio.Event | None = None) -> bool:
+        """Start every part, the database first and the doors last. On failure what was started is stopped.
+
+        Where the database has been reached in an earlier run, and is away now, this waits for it, and stands by
+        meanwhile (see `Standby`). False if `stop` was set before it came.
+        """
         async with contextlib.AsyncExitStack() as undo:
-            await self._start(undo, migrate)
-            self._undo = undo.pop_all()
+            reached = await self._reach(undo, migrate, stop or asyncio.Event())
+            if reached:
+                await self._start(undo)
+                self._undo = undo.pop_all()
+        if not reached:
+            log.info("stopped before the database was reached", **self.ledger.as_dict())
+        return reached
 
     async def stop(self) -> None:
         """Take no more, finish and commit what was received, then close."""
@@ -137,24 +148,52 @@ class Bridge:
         """The port of the HTTP listener."""
         return self.http.port
 
-    async def _start(self, undo: contextlib.AsyncExitStack, migrate: bool) -> None:
+    async def _reach(self, undo: contextlib.AsyncExitStack, migrate: bool, stop: asyncio.Event) -> bool:
+        """What needs no database, and then the database, with its schema and its partitions. False if `stop` was set
+        before it was there."""
         settings = self.settings
-        grace = settings.shutdown_timeout / 3
         wanted = settings.mqtt.max_connections + descriptors.BESIDE_CONNECTIONS
         if (limit := descriptors.raise_limit(wanted)) < wanted:
             log.warning("the limit of open files is below mqtt.max_connections", limit=limit, wanted=wanted)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        http_socket = ports.bind(settings.http.host, settings.http.port, "BRIDGE_HTTP__PORT")
-        undo.callback(http_socket.close)
-
+        self._http_socket = ports.bind(settings.http.host, settings.http.port, "BRIDGE_HTTP__PORT")
+        undo.callback(self._http_socket.close)
+        self.profiles = settings.complete_profiles()
+        self.topics = Topics(
+            settings.topic_root,
+            [rule for profile in self.profiles for rule in profile.rules],
+            {profile.name: profile.requests for profile in self.profiles},
+        )
         url = settings.database_url
-        if migrate:
-            await schema.upgrade(url)
-        self.schema = await schema.current(url)
-        if self.schema != await schema.head():
-            raise StartError(f"the database schema is {self.schema or 'not there'}: run `mqtt-bridge migrate`")
-        self.database = await Database.open(url, pool_size=settings.database.pool_size)
+        self.database = Database.prepare(url, settings.database.pool_size)
         undo.push_async_callback(self.database.close)
+        self.retention = Retention(self.database, Keep(**settings.retention.model_dump()), time.time)
+
+        async def reach() -> None:
+            if migrate:
+                await schema.upgrade(url)
+            self.schema = await schema.current(url)
+            if self.schema != await schema.head():
+                raise StartError(f"the database schema is {self.schema or 'not there'}: run `mqtt-bridge migrate`")
+            await self.database.connect()
+            await self.retention.prepare()
+
+        try:
+            await reach()
+        except (DatabaseAwayError, StorageUnavailableError) as away:
+            # The first start needs it: an address that is wrong must not look like an outage.
+            self.spool = await self._open_spool(undo)
+            if self.database.dialect == "sqlite" or self.spool is None or self.spool.last_id is None:
+                raise
+            standby = Standby(settings, self.topics, self.ledger, self.database, self.spool, self._http_socket)
+            doors = alike(self.profiles, UNKNOWN[settings.registry.unknown])
+            return await standby.run(reach, away, stop, doors=doors)
+        self.spool = await self._open_spool(undo)
+        return True
+
+    async def _start(self, undo: contextlib.AsyncExitStack) -> None:
+        settings = self.settings
+        grace = settings.shutdown_timeout / 3
         tracing = Tracing.to(settings.tracing.endpoint)
         undo.push_async_callback(asyncio.to_thread, tracing.close)
         self.writer = Writer(
@@ -163,23 +202,16 @@ class Bridge:
             batch_wait=settings.writer.batch_wait,
             capacity=settings.writer.capacity,
             patience=settings.writer.patience,
-            spool=await self._open_spool(undo),
+            spool=self.spool,
             spool_after=settings.spool.after,
             tracing=tracing,
         )
-        self.retention = Retention(self.database, Keep(**settings.retention.model_dump()), time.time)
-        await self.retention.prepare()
         await self.writer.start()
         undo.push_async_callback(self.writer.stop, grace)
         self.rollups = Rollups(self.database, lambda: self.writer.busy)
         self.sinks = feeders(_sinks(settings), self.database, time.time)
 
-        profiles = settings.complete_profiles()
-        topics = Topics(
-            settings.topic_root,
-            [rule for profile in profiles for rule in profile.rules],
-            {profile.name: profile.requests for profile in profiles},
-        )
+        profiles, topics = self.profiles, self.topics
         self.services = Services(
             writer=self.writer,
             loader=DeviceLoader(self.database),
@@ -214,7 +246,7 @@ class Bridge:
 
         context = self._http_context()
         self.first_token = await context.access.keyring.first_admin() if context.access.required else None
-        self.http = HttpServer(build(context), http_socket, settings.http.proxies)
+        self.http = HttpServer(build(context), self._http_socket, settings.http.proxies)
         self.parts = [
             self.writer.task,
             self.http.start(),

@@ -13,6 +13,10 @@ class StartError(BridgeError):
     """The bridge cannot start: a port is taken, a file cannot be read, a schema does not fit."""
 
 
+class DatabaseAwayError(StartError):
+    """The database cannot be reached now; that may go away by itself."""
+
+
 class RefusedError(BridgeError):
     """A message cannot be accepted as it is; it becomes a dead letter with this error's `reason`.
 

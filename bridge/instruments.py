@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bridge.breaker import State
+from bridge.broker.config import BrokerStats
+from bridge.metrics import Metrics
+from bridge.receipts import Ledger
+from bridge.storage.diversion import Diversion
 
 if TYPE_CHECKING:
     from bridge.app import Bridge
+    from bridge.standby import Standby
 
 
 def install(bridge: Bridge) -> None:
     """Register the metrics of a running bridge."""
-    metrics, ledger, census, writer = bridge.metrics, bridge.ledger, bridge.services.census, bridge.writer
-    metrics.counter("bridge_messages_received", "Messages received on the bridge's topics.", lambda: ledger.received)
-    metrics.counter("bridge_messages_committed", "Messages whose effect is durable.", lambda: ledger.committed)
-    metrics.counter(
-        "bridge_messages_deduplicated",
-        "Messages that had been committed before.",
-        lambda: ledger.deduplicated,
-    )
-    metrics.counter("bridge_messages_dead_lettered", "Messages kept as dead letters.", lambda: ledger.dead_lettered)
-    metrics.counters("bridge_messages_dropped", "Messages dropped.", "reason", lambda: ledger.dropped)
-    metrics.gauge("bridge_messages_in_flight", "Messages received and not settled yet.", lambda: ledger.in_flight)
-    metrics.gauge("bridge_ledger_difference", "Zero while nothing disappears unseen.", lambda: ledger.difference)
+    metrics, census, writer = bridge.metrics, bridge.services.census, bridge.writer
+    _ledger(metrics, bridge.ledger)
     metrics.counters("bridge_messages_refused", "Dead letters by reason.", "reason", lambda: census.refused)
     metrics.gauges("bridge_devices", "Known devices by status.", "status", lambda: census.devices)
     metrics.counters("bridge_commands", "Commands by the status they reached.", "status", lambda: census.commands)
@@ -63,22 +60,34 @@ def install(bridge: Bridge) -> None:
     metrics.counters(
         "bridge_rows_pruned", "Rows deleted because of their age.", "table", lambda: bridge.retention.deleted
     )
-    _spool(bridge)
+    if writer.diversion is not None:
+        _spool(metrics, writer.diversion, bridge.services.clock)
     _times(bridge)
     _database(bridge)
-    metrics.gauge("bridge_connections", "Open MQTT connections.", lambda: bridge.broker.stats.connections)
-    metrics.gauge("bridge_sessions", "MQTT sessions, connected or kept.", lambda: bridge.broker.stats.sessions)
-    metrics.gauge("bridge_subscriptions", "MQTT subscriptions.", lambda: bridge.broker.stats.subscriptions)
-    metrics.gauge("bridge_retained", "Retained messages.", lambda: bridge.broker.stats.retained)
-    metrics.counters(
-        "bridge_connections_closed", "Closed MQTT connections.", "cause", lambda: bridge.broker.stats.closed
+    _broker(metrics, bridge.broker.stats)
+
+
+def install_standby(standby: Standby) -> None:
+    """Register the metrics of a bridge whose database has not been reached since the start."""
+    _ledger(standby.metrics, standby.ledger)
+    if standby.broker is not None:
+        _broker(standby.metrics, standby.broker.stats)
+    if standby.writer.diversion is not None:
+        _spool(standby.metrics, standby.writer.diversion, time.time)
+
+
+def _ledger(metrics: Metrics, ledger: Ledger) -> None:
+    metrics.counter("bridge_messages_received", "Messages received on the bridge's topics.", lambda: ledger.received)
+    metrics.counter("bridge_messages_committed", "Messages whose effect is durable.", lambda: ledger.committed)
+    metrics.counter(
+        "bridge_messages_deduplicated",
+        "Messages that had been committed before.",
+        lambda: ledger.deduplicated,
     )
-    metrics.counters(
-        "bridge_deliveries_dropped",
-        "Deliveries to subscribers dropped.",
-        "reason",
-        lambda: bridge.broker.stats.dropped,
-    )
+    metrics.counter("bridge_messages_dead_lettered", "Messages kept as dead letters.", lambda: ledger.dead_lettered)
+    metrics.counters("bridge_messages_dropped", "Messages dropped.", "reason", lambda: ledger.dropped)
+    metrics.gauge("bridge_messages_in_flight", "Messages received and not settled yet.", lambda: ledger.in_flight)
+    metrics.gauge("bridge_ledger_difference", "Zero while nothing disappears unseen.", lambda: ledger.difference)
 
 
 def _times(bridge: Bridge) -> None:
@@ -126,11 +135,8 @@ def _database(bridge: Bridge) -> None:
     )  # fmt: skip
 
 
-def _spool(bridge: Bridge) -> None:
-    diversion = bridge.writer.diversion
-    if diversion is None:
-        return
-    metrics, spool, now = bridge.metrics, diversion.spool, bridge.services.clock
+def _spool(metrics: Metrics, diversion: Diversion, now: Callable[[], float]) -> None:
+    spool = diversion.spool
     metrics.gauge("bridge_spool_rows", "Rows and changes that wait in the spool.", lambda: spool.rows)
     metrics.gauge("bridge_spool_bytes", "Size of what waits in the spool.", lambda: spool.bytes)
     metrics.gauge(
@@ -143,3 +149,32 @@ def _spool(bridge: Bridge) -> None:
     metrics.counter("bridge_spool_appended_rows", "Rows and changes put into the spool.", lambda: spool.appended)
     metrics.counter("bridge_spool_forwarded_rows", "Rows and changes taken to the database.", lambda: spool.forwarded)
     metrics.counter("bridge_spool_dropped_readings", "Readings dropped at the spool's limit.", lambda: spool.dropped)
+    metrics.counter(
+        "bridge_spool_refused",
+        "How often the spool began to take nothing: it was full, or its disk was, or it could not be written.",
+        lambda: diversion.refused,
+    )
+    metrics.histogram(
+        "bridge_message_spool_seconds",
+        "From the arrival of the oldest reading of a batch until it was in the spool: one sample per batch.",
+        diversion.delays,
+    )
+    metrics.histogram(
+        "bridge_spool_wait_seconds",
+        "How long the oldest of what is taken to the database together was in the spool.",
+        diversion.waits,
+    )
+
+
+def _broker(metrics: Metrics, stats: BrokerStats) -> None:
+    metrics.gauge("bridge_connections", "Open MQTT connections.", lambda: stats.connections)
+    metrics.gauge("bridge_sessions", "MQTT sessions, connected or kept.", lambda: stats.sessions)
+    metrics.gauge("bridge_subscriptions", "MQTT subscriptions.", lambda: stats.subscriptions)
+    metrics.gauge("bridge_retained", "Retained messages.", lambda: stats.retained)
+    metrics.counters("bridge_connections_closed", "Closed MQTT connections.", "cause", lambda: stats.closed)
+    metrics.counters(
+        "bridge_deliveries_dropped",
+        "Deliveries to subscribers dropped.",
+        "reason",
+        lambda: stats.dropped,
+    )

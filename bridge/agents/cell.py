@@ -11,10 +11,10 @@ import structlog
 from bridge.agents.device import Device
 from bridge.agents.logic import Logic
 from bridge.agents.services import Services
+from bridge.agents.standin import STORED, record
 from bridge.agents.waits import Wait
 from bridge.errors import RefusedError, StorageError, StorageUnavailableError
-from bridge.messages import Kind, Message
-from bridge.readings import Reading, decode
+from bridge.messages import Message
 from bridge.receipts import Outcome
 from bridge.storage.devices import DeviceSnapshot
 
@@ -242,31 +242,22 @@ class Cell:
                 return device
 
     def _do_without(self) -> None:
-        """The device's state cannot be had. What needs none of it goes on: readings and events are stored, uncounted;
-        operators are told that their wish cannot be stored."""
-        if not self._services.writer.diverting or not self._services.all_alike:
-            return
+        """The device's state cannot be had. What needs none of it goes on: readings and events are stored, uncounted,
+        where all devices are alike and there is a spool; operators are told that their wish cannot be stored."""
+        stored = self._services.writer.diverting and self._services.all_alike
         overdue = self._services.clock() - self._services.writer.patience
         messages, self._data = self._data, []
         for message in messages:
             kind = message.address.kind
-            if kind in (Kind.TELEMETRY, Kind.EVENT) and not message.address.replay:
+            if stored and kind in STORED and not message.address.replay:
                 try:
-                    self._record(message)
+                    record(message, self._services.writer)
                 except RefusedError as error:
                     self._services.refuse_message(message, error.reason, str(error))
             elif not kind.from_device and message.received_at < overdue:
                 message.receipt.settle(Outcome.RETRY)
             else:
                 self._data.append(message)
-
-    def _record(self, message: Message) -> None:
-        address = message.address
-        stream = address.stream if address.kind is Kind.TELEMETRY else "event/" + address.stream
-        decoded = decode(message.payload, message.received_at)
-        readings = [decoded] if isinstance(decoded, Reading) else decoded
-        rows = [(self.device_id, stream, r.ts, message.received_at, r.message_id, r.payload) for r in readings]
-        self._services.writer.add_readings(rows, message.receipt)
 
     async def _woken_within(self, seconds: float) -> None:
         self._waker = waker = self._services.loop.create_future()

@@ -92,6 +92,14 @@ class Census:
         """Agents with a coroutine."""
 
 
+def alike(profiles: Profiles, unknown: Admission) -> bool:
+    """Whether a reading is stored in the same way whichever device it comes from: then nothing that is stored of a
+    device need be known for it. `unknown`: how devices are taken that are heard of for the first time."""
+    return unknown is Admission.ACCEPTED and all(
+        profile.plain and not profile.rules and not profile.agent for profile in profiles
+    )
+
+
 @final
 class Services:
     """Shared by all devices of one bridge."""
@@ -154,14 +162,8 @@ class Services:
         self.census = Census()
         self.offload = Offload(rules.offload_workers)
         self.logic_classes = {name: (agent, Handlers(agent)) for name, agent in (agents or {}).items()}
-        self.all_alike: Final = (
-            unknown is Admission.ACCEPTED
-            and not self.logic_classes
-            and all(profile.plain and not profile.rules for profile in self.profiles)
-        )
-        """Whether a reading is stored in the same way whichever device it comes from: then nothing that is stored of a
-        device need be known for it."""
         """By `Profile.agent`."""
+        self.all_alike: Final = alike(self.profiles, unknown)
         self.logic_rules = LogicRules(rules.handler_timeout, rules.restarts, rules.restart_window, rules.mailbox_limit)
         self.feed: Final = Feed(writer, clock)
         self.epoch_floor = 0

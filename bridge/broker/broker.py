@@ -114,7 +114,8 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
     # ------------------------------------------------------------------ life
 
     async def restore(self) -> None:
-        """Take up kept sessions and retained messages. Before `start`, and before anybody publishes."""
+        """Take up kept sessions and retained messages. Before `start`, and before anybody publishes. A broker that has
+        not done so, although it has a store, lets nobody in who asks for a kept session."""
         await self.clients.restore()
 
     async def start(self) -> None:

@@ -36,6 +36,8 @@ class Clients:
         clock: Callable[[], float],
     ) -> None:
         self.sessions: Final[dict[str, Session]] = {}
+        self._restored = store is None
+        """Whether the sessions of the last run are known."""
         self._config = config
         self._stats = stats
         self._exchange = exchange
@@ -57,6 +59,12 @@ class Clients:
         if session is not None and session.username != username:
             connection.refuse(packets.BAD_CLIENT_ID, "foreign_client_id", f"{client_id!r} belongs to another user")
             return
+        if not self._restored and session is None:
+            if not connect.clean:
+                connection.refuse(packets.UNAVAILABLE, "sessions_unknown", "the database has not been reached yet")
+                return
+            if self._store is not None:
+                self._store.end(client_id)  # the session that it may have had [MQTT-3.1.2-6]
         # A clean session is there no longer than its connection, and those have a limit of their own.
         if session is None and not connect.clean and len(self.sessions) >= self._config.max_sessions:
             connection.refuse(packets.UNAVAILABLE, "too_many_sessions", f"there are {len(self.sessions)} sessions")
@@ -159,6 +167,7 @@ class Clients:
                 self.sessions[client_id].inbound[packet_id] = TAKEN
         for topic, payload, qos in kept.retained:
             self._exchange.restore_retained(topic, payload, qos)
+        self._restored = True
         self._stats.sessions = len(self.sessions)
         log.info(
             "sessions restored", sessions=len(kept.sessions), messages=len(kept.messages), retained=len(kept.retained)

@@ -16,7 +16,7 @@ from bridge.broker.connection import Connection
 from bridge.broker.passwords import Passwords
 from bridge.broker.plugins import Plugins
 from bridge.broker.wire import ASKING
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, StorageUnavailableError
 from bridge.topics import Grants, Topics
 
 log = structlog.get_logger(__name__)
@@ -132,11 +132,16 @@ class Login:
     async def _identify(self, connection: Connection, connect: packets.Connect) -> tuple[str | None, Rights] | None:
         """Who a client is and what it may do; None if its password is wrong."""
         name, password = connect.username, connect.password or b""
+        passwords, plugins = self._passwords, self._plugins
         if self._credentials is not None and name is not None:
-            accepted = await self._credentials.check(name, password)
+            try:
+                accepted = await self._credentials.check(name, password)
+            except StorageUnavailableError:
+                if passwords is None or not passwords.knows(name):
+                    raise
+                accepted = None  # who is in the file gets in, whatever has become of the database
             if accepted is not None:
                 return (name, await self._rights(Role.DEVICE, name)) if accepted else None
-        passwords, plugins = self._passwords, self._plugins
         if plugins is None or not plugins.authenticates or (passwords is not None and passwords.knows(name)):
             if passwords is None:
                 return (None, EVERYTHING) if self._anonymous else None  # nobody knows that name: it claims nothing

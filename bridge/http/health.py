@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Depends, Response
@@ -10,36 +11,13 @@ from fastapi.responses import JSONResponse
 
 from bridge.http import problems
 from bridge.http.access import guard
-from bridge.http.context import Context
+from bridge.http.context import Check, Context
 from bridge.metrics import CONTENT_TYPE
 
 
 def routes(context: Context) -> APIRouter:
     """`/healthz`, `/readyz`, `/metrics`."""
-    api = APIRouter(tags=["health"])
-
-    @api.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """The process is there and its event loop turns."""
-        return {"status": "ok"}
-
-    @api.get("/readyz", responses={503: {"description": "Not ready; the checks say why."}})
-    async def readyz() -> JSONResponse:
-        """Database, broker and schema are as they must be; or `degraded`: what is received is acknowledged, and waits
-        on the local disk until the database is as it must be."""
-        answers = await asyncio.gather(*(check() for check in context.checks.values()))
-        faults = {name: fault for name, fault in zip(context.checks, answers, strict=True) if fault}
-        reason = context.degraded()
-        # While rows are spooled nobody who sends any needs the database.
-        ready = not (faults.keys() - {"database"} if reason else faults)
-        body: dict[str, Any] = {
-            "status": ("degraded" if reason else "ready") if ready else "not ready",
-            "checks": {name: faults.get(name) or "ok" for name in context.checks},
-        }
-        if reason:
-            body["reason"] = reason
-        return JSONResponse(body, status_code=200 if ready else 503)
-
+    api = readiness(context.checks, context.degraded)
     guarded = [] if context.metrics_open else [Depends(guard(context.access))]
 
     @api.get(
@@ -54,5 +32,34 @@ def routes(context: Context) -> APIRouter:
     async def metrics() -> Response:
         """Metrics for Prometheus. Whether a token is needed is the setting `http.metrics_token`."""
         return Response(context.metrics.render(), media_type=CONTENT_TYPE)
+
+    return api
+
+
+def readiness(checks: Mapping[str, Check], degraded: Callable[[], str | None]) -> APIRouter:
+    """`/healthz`, `/readyz`."""
+    api = APIRouter(tags=["health"])
+
+    @api.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process is there and its event loop turns."""
+        return {"status": "ok"}
+
+    @api.get("/readyz", responses={503: {"description": "Not ready; the checks say why."}})
+    async def readyz() -> JSONResponse:
+        """Database, broker and schema are as they must be; or `degraded`: what is received is acknowledged, and waits
+        on the local disk until the database is as it must be."""
+        answers = await asyncio.gather(*(check() for check in checks.values()))
+        faults = {name: fault for name, fault in zip(checks, answers, strict=True) if fault}
+        reason = degraded()
+        # While rows are spooled nobody who sends any needs the database.
+        ready = not (faults.keys() - {"database"} if reason else faults)
+        body: dict[str, Any] = {
+            "status": ("degraded" if reason else "ready") if ready else "not ready",
+            "checks": {name: faults.get(name) or "ok" for name in checks},
+        }
+        if reason:
+            body["reason"] = reason
+        return JSONResponse(body, status_code=200 if ready else 503)
 
     return api

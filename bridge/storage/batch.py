@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 Row = tuple[int, str, str, float, float, str | None, str]
 
 WIDTH: Final = bulk.TELEMETRY.width
+RECEIVED_AT: Final = 4
+"""Where in a batch's rows the time of arrival of its first reading is."""
 
 
 class Work:

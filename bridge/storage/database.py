@@ -24,7 +24,7 @@ from bridge.breaker import Breaker
 from bridge.errors import CircuitOpenError, StartError, StorageUnavailableError
 from bridge.storage import direct, engine
 from bridge.storage.direct import DirectConnection
-from bridge.storage.faults import is_driver_error, is_retriable, wrap
+from bridge.storage.faults import is_driver_error, is_retriable, wrap, wrap_at_start
 from bridge.storage.lock import FileLock, HeldError
 
 T = TypeVar("T")
@@ -51,7 +51,8 @@ def _worth_a_retry(error: BaseException) -> bool:
 
 @final
 class Database:
-    """Made by `open`. `read` and `write` retry what may go away by itself, each attempt inside the breaker.
+    """Made by `open`, or by `prepare` and then `connect`. `read` and `write` retry what may go away by itself, each
+    attempt inside the breaker.
 
     They raise StorageUnavailableError when the time is over, CircuitOpenError (one of those) at once while the
     breaker is open, and StorageError for what the database refuses for good. Other exceptions of the function that
@@ -59,7 +60,14 @@ class Database:
     """
 
     def __init__(
-        self, url: URL, readers: AsyncEngine, writer: AsyncEngine, pool_size: int, clock: Callable[[], float]
+        self,
+        url: URL,
+        readers: AsyncEngine,
+        writer: AsyncEngine,
+        pool_size: int,
+        clock: Callable[[], float],
+        *,
+        exclusive: bool,
     ) -> None:
         self.dialect: Final = engine.dialect_of(url)
         # Five seconds at most: to ask a database of one's own every five seconds costs nothing, and every second
@@ -70,6 +78,7 @@ class Database:
         self.pool_size: Final = pool_size
         """Connections that read at the same time at most."""
         self._url = url
+        self._exclusive = exclusive
         self._readers = readers
         self._writer = writer
         self._lock: FileLock | None = None
@@ -88,33 +97,46 @@ class Database:
         *,
         exclusive: bool = True,
     ) -> Self:
-        """Connect, and unless `exclusive` is False become the only bridge on this database.
-
-        Raises StartError: the URL is wrong, the database cannot be reached, or another bridge holds it.
-        """
-        parsed = engine.parse(url)
-        database = cls(
-            parsed,
-            engine.reader_engine(parsed, pool_size),
-            engine.writer_engine(parsed, exclusive=exclusive),
-            pool_size,
-            clock,
-        )
+        """The same as `prepare` and `connect`, with their errors."""
+        database = cls.prepare(url, pool_size, clock, exclusive=exclusive)
         try:
-            await database._start(exclusive)
+            await database.connect()
         except BaseException:
             await database.close()
             raise
         return database
 
-    async def _start(self, exclusive: bool) -> None:
+    @classmethod
+    def prepare(
+        cls, url: str, pool_size: int = 5, clock: Callable[[], float] = time.monotonic, *, exclusive: bool = True
+    ) -> Self:
+        """A database that nobody has reached yet. `exclusive`: only one bridge at a time may write to it. Raises
+        StartError when the URL is wrong."""
+        parsed = engine.parse(url)
+        return cls(
+            parsed,
+            engine.reader_engine(parsed, pool_size),
+            engine.writer_engine(parsed, exclusive=exclusive),
+            pool_size,
+            clock,
+            exclusive=exclusive,
+        )
+
+    async def connect(self) -> None:
+        """Reach it, and where it is exclusive become the only bridge on it. May be called again after an error.
+
+        Raises DatabaseAwayError: it cannot be reached; StartError: something else is wrong, or another bridge holds it.
+        """
+        if self._connection is not None:
+            return
         path = engine.sqlite_path(self._url) if self.dialect == "sqlite" else None
         if path is not None:
             if not path.absolute().parent.is_dir():
                 raise StartError(f"database: the folder {path.absolute().parent} does not exist")
-            if exclusive:
-                self._lock = FileLock(path)
-                self._lock.acquire()
+            if self._exclusive and self._lock is None:
+                lock = FileLock(path)
+                lock.acquire()
+                self._lock = lock
         deadline = time.monotonic() + _TAKEOVER_FOR
         while True:
             try:
@@ -126,7 +148,7 @@ class Database:
             except Exception as error:
                 if not is_driver_error(error):
                     raise
-                raise StartError(f"database {self._url.render_as_string()}: {wrap(error)}") from error
+                raise wrap_at_start(error, f"database {self._url.render_as_string()}") from error
             else:
                 return
 

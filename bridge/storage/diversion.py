@@ -13,7 +13,8 @@ from typing import Final, final
 import structlog
 
 from bridge.errors import StorageUnavailableError
-from bridge.storage.batch import Batch
+from bridge.histogram import LONG, Histogram
+from bridge.storage.batch import RECEIVED_AT, Batch
 from bridge.storage.lane import Lane
 from bridge.storage.spool import Spool
 
@@ -34,7 +35,7 @@ class Diversion:
     `settled` is called after each batch whose messages are settled.
     """
 
-    def __init__(self, spool: Spool, rows: Lane, settled: Callable[[], None]) -> None:
+    def __init__(self, spool: Spool, rows: Lane, settled: Callable[[], None], clock: Callable[[], float]) -> None:
         self.spool: Final = spool
         self.active = False
         self.reason = ""
@@ -43,9 +44,19 @@ class Diversion:
         """Why the spool takes nothing; empty while it does."""
         self.begun = 0
         """How often it began."""
+        self.refused = 0
+        """How often the spool began to take nothing."""
+        self.delays: Final = Histogram()
+        """Seconds from the arrival of a batch's oldest reading until it is in the spool."""
+        self.waits: Final = Histogram(LONG)
+        """Seconds that the oldest of what is taken out together was in the spool."""
+        self.ended: Final = asyncio.Event()
+        """Set while rows go into the database."""
+        self.ended.set()
         self._holding = False
         self._rows = rows
         self._settled = settled
+        self._clock = clock
         self._moving = False
         self._stopping = False
         self._wake = asyncio.Event()
@@ -55,6 +66,7 @@ class Diversion:
         if self.active:
             return
         self.active = True
+        self.ended.clear()
         self.begun += 1
         self.reason = reason
         log.warning("rows go into the spool: the database does not take them", reason=reason)
@@ -65,6 +77,7 @@ class Diversion:
         if self.active and self.spool.empty and not self._moving:
             self.active = self._holding = False
             self.stuck = ""
+            self.ended.set()
             log.info("the spool is empty: rows go into the database again", forwarded=self.spool.forwarded)
         return not self.active
 
@@ -106,6 +119,7 @@ class Diversion:
             await self.spool.append(batches)
         except StorageUnavailableError as error:
             if not self.stuck:
+                self.refused += 1
                 log.warning("the spool takes nothing: no message is acknowledged until it does", reason=str(error))
             self.stuck = str(error)
             self._moving = False
@@ -114,7 +128,10 @@ class Diversion:
         finally:
             self._moving = False
         self.stuck = ""
+        now = self._clock()
         for batch in batches:
+            if batch.rows:
+                self.delays.observe(now - batch.rows[RECEIVED_AT])
             self._rows.done()
             batch.settle()
         self._settled()

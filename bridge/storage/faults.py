@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from bridge.errors import BridgeError, StorageError, StorageUnavailableError
+from bridge.errors import BridgeError, DatabaseAwayError, StartError, StorageError, StorageUnavailableError
 
 _SQLITE_RETRIABLE: Final = frozenset(
     {
@@ -87,3 +87,10 @@ def wrap(error: Exception) -> BridgeError:
     origin = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     text = str(origin).strip().partition("\n")[0] or type(origin).__name__
     return StorageUnavailableError(text) if is_retriable(error) else StorageError(text)
+
+
+def wrap_at_start(error: Exception, what: str) -> StartError:
+    """The same for what ends a start; DatabaseAwayError if it may go away by itself."""
+    wrapped = wrap(error)
+    kind = DatabaseAwayError if isinstance(wrapped, StorageUnavailableError) else StartError
+    return kind(f"{what}: {wrapped}")

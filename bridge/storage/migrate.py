@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 import bridge
 from bridge.errors import StartError
 from bridge.storage import engine
-from bridge.storage.faults import is_driver_error, wrap
+from bridge.storage.faults import is_driver_error, wrap_at_start
 from bridge.storage.lock import ADVISORY_KEY, FileLock
 
 T = TypeVar("T")
@@ -63,8 +63,8 @@ async def upgrade(url: str) -> str:
     """Bring the schema to `head` and return it. All migrations run in one transaction: one that fails leaves the
     old schema.
 
-    Raises StartError: the database cannot be reached, belongs to a newer bridge, is in use by a running bridge (when
-    there is something to do), or a migration failed.
+    Raises StartError: the database cannot be reached (DatabaseAwayError), belongs to a newer bridge, is in use by a
+    running bridge (when there is something to do), or a migration failed.
     """
     wanted = await head()
     if await current(url) == wanted:
@@ -109,6 +109,6 @@ async def _run(url: str, fn: Callable[[Connection], T]) -> T:
     except Exception as error:
         if not is_driver_error(error):
             raise
-        raise StartError(f"database migration: {wrap(error)}") from error
+        raise wrap_at_start(error, "database migration") from error
     finally:
         await sql_engine.dispose()

@@ -35,6 +35,9 @@ _SCHEMA: Final = text(
     "CREATE TABLE IF NOT EXISTS batches"
     " (seq INTEGER PRIMARY KEY, at REAL NOT NULL, rows INTEGER NOT NULL, body BLOB NOT NULL)"
 )
+_IDS_SCHEMA: Final = text("CREATE TABLE IF NOT EXISTS ids (one INTEGER PRIMARY KEY, last INTEGER NOT NULL)")
+_IDS: Final = text("SELECT last FROM ids")
+_NOTE_IDS: Final = text("INSERT OR REPLACE INTO ids (one, last) VALUES (1, :last)")
 _APPEND: Final = text("INSERT OR REPLACE INTO batches (seq, at, rows, body) VALUES (:seq, :at, :rows, :body)")
 _SIZES: Final = text(f"SELECT seq, rows FROM batches ORDER BY seq LIMIT {_BATCHES}")  # noqa: S608 - a number
 _BODIES: Final = text("SELECT seq, body FROM batches WHERE seq <= :last ORDER BY seq")
@@ -65,6 +68,8 @@ class Spool:
         """Rows and changes that were in the database before they were removed."""
         self.dropped = 0
         """Readings thrown away at the limit: only where `drop_oldest` allows that."""
+        self.last_id: int | None = None
+        """From where the last writer gave ids to rows; None if none has ever begun beside this spool."""
         self._path = path
         self._max_bytes = max_bytes
         self._drop_oldest = drop_oldest
@@ -97,6 +102,8 @@ class Spool:
         try:
             async with spool._transaction() as connection:
                 await connection.execute(_SCHEMA)
+                await connection.execute(_IDS_SCHEMA)
+                spool.last_id = (await connection.execute(_IDS)).scalar()
                 last = (await connection.execute(_LAST)).scalar() or 0
                 spool.rows, spool.bytes = (await connection.execute(_COUNT, {"last": last})).one()
                 spool.oldest = (await connection.execute(_OLDEST)).scalar()
@@ -115,6 +122,12 @@ class Spool:
     def empty(self) -> bool:
         """Whether nothing waits in it."""
         return self.oldest is None
+
+    async def note_id(self, last: int) -> None:
+        """Remember from where ids are given now, for a start at which the database cannot be asked."""
+        async with self._transaction() as connection:
+            await connection.execute(_NOTE_IDS, {"last": last})
+        self.last_id = last
 
     async def append(self, batches: list[Batch]) -> None:
         """Add batches at the end; when this returns they are on the disk. After an error the same batches may be

@@ -32,7 +32,7 @@ from bridge.errors import CircuitOpenError, StorageUnavailableError
 from bridge.histogram import Histogram
 from bridge.receipts import Receipt
 from bridge.storage.agents import AgentState
-from bridge.storage.batch import Batch, Change, Letter, Packable, Readings, Save, Transition
+from bridge.storage.batch import RECEIVED_AT, Batch, Change, Letter, Packable, Readings, Save, Transition
 from bridge.storage.commit import Commit
 from bridge.storage.database import Database, backoff
 from bridge.storage.deadletters import DeadLetter
@@ -60,6 +60,8 @@ LEAST_CHANGES: Final = 8
 FIRST_CHANGES: Final = 16
 MOST_CHANGES: Final = 256
 """Free changes per commit: each is one or more statements, and may be hundreds."""
+UNASKED_IDS: Final = 10_000_000_000
+"""More ids than one writer gives away between two starts: a thousand a second for four months."""
 SHORT_FOR: Final = 2.0
 """Seconds after a free change in which commits of rows are kept short: where there was one, more may follow."""
 
@@ -142,13 +144,14 @@ class Writer:
         """Event-loop time of the last commit of rows that was full."""
         self._last: Lane | None = None
         """The lane of the last commit."""
-        self.diversion: Final = None if spool is None else Diversion(spool, self._rows, self._relieve)
+        self.diversion: Final = None if spool is None else Diversion(spool, self._rows, self._relieve, clock)
         self._spool_after = spool_after
         self.patience: Final = patience
         self._looking: asyncio.TimerHandle | None = None
         """The next look for changes that have waited too long."""
         self._not_before = 0.0
-        """Event-loop time before which neither rows nor what is spooled are committed."""
+        """Event-loop time before which neither rows nor what is spooled are committed; infinite while the database
+        has not been reached since the start."""
         self._forwarded = 0
         """The last batch of the spool that is committed, and perhaps not removed yet."""
         # How much may still be handed over before something is to be noticed: the one check of the hot path.
@@ -189,12 +192,42 @@ class Writer:
         # Microseconds of the clock are ahead of what a writer can give away, so ids grow over restarts even
         # when the newest rows have been deleted; and over a clock that was set back.
         self._last_id = max(await self._database.read(_last_id), int(self._clock() * 1_000_000))
-        if self.diversion is not None and not self.diversion.spool.empty:
+        if self.diversion is not None:
             spool = self.diversion.spool
-            log.info("committing what is in the spool", rows=spool.rows, bytes=spool.bytes)
-            while not spool.empty:
-                await self._forward(spool)
-            self._last_id = max(await self._database.read(_last_id), self._last_id)
+            if not spool.empty:
+                log.info("committing what is in the spool", rows=spool.rows, bytes=spool.bytes)
+                while not spool.empty:
+                    await self._forward(spool)
+                self._last_id = max(await self._database.read(_last_id), self._last_id)
+            try:
+                await spool.note_id(self._last_id)
+            except StorageUnavailableError as error:
+                log.warning("the next start will need the database", reason=str(error))
+        self._begin()
+
+    async def stand_by(self, reason: str) -> None:
+        """Begin without the database: rows go into the spool, and stay there until it is `reached`.
+
+        Needs a spool beside which a writer has begun before: the database cannot be asked for its last id. Raises
+        StorageUnavailableError if the spool cannot be written.
+        """
+        diversion = self.diversion
+        if diversion is None or diversion.spool.last_id is None:
+            raise StorageUnavailableError("there is no spool that belongs to the database")
+        self._loop = asyncio.get_running_loop()
+        # Ahead of all that may have been given, whatever has become of the clock since.
+        self._last_id = max(diversion.spool.last_id + UNASKED_IDS, int(self._clock() * 1_000_000))
+        await diversion.spool.note_id(self._last_id)
+        diversion.begin(reason)
+        self._not_before = float("inf")
+        self._begin()
+
+    def reached(self) -> None:
+        """The database is there, as it must be, after `stand_by`: what is in the spool may be committed."""
+        self._not_before = 0.0
+        self._rouse()
+
+    def _begin(self) -> None:
         self._stopped = False
         self._make_room()
         self.task = asyncio.create_task(self._run(), name="writer")
@@ -468,7 +501,7 @@ class Writer:
                 due = rows.full or (wait is not None and (wait <= 0 or self._stopping))
             if due and now < self._not_before and not self._stopping:
                 due = False
-                wait = self._not_before - now
+                wait = self._not_before - now if self._not_before < float("inf") else None
             if changes.pending and not (due and self._last is changes):
                 return changes
             if due:
@@ -499,7 +532,7 @@ class Writer:
         lane.done()
         committed_at = self._loop.time()
         if batch.rows:
-            self.stats.delays.observe(self._clock() - batch.rows[_RECEIVED_AT])
+            self.stats.delays.observe(self._clock() - batch.rows[RECEIVED_AT])
         for part in parts:
             part.settle()
         batch.release(None)
@@ -592,6 +625,7 @@ class Writer:
             self._not_before = began + SOON
             return
         before = diversion.spool.rows
+        waited_since = diversion.spool.oldest
         # Should it take long, no message is to wait for it.
         slow = self._loop.call_later(self._spool_after / 2, partial(diversion.hold, holding=False))
         try:
@@ -603,6 +637,8 @@ class Writer:
         finally:
             slow.cancel()
         now = self._loop.time()
+        if waited_since is not None:
+            diversion.waits.observe(self._clock() - waited_since)
         left = diversion.spool.rows
         diversion.hold(holding=left <= FORWARD_ROWS)
         # A third of the time belongs to others, unless more comes in than goes out, or the end is near.
@@ -639,8 +675,6 @@ class Writer:
         )
 
 
-_RECEIVED_AT: Final = 4
-"""Where `add_reading` and `_append` put the time of arrival of a batch's first reading."""
 _STOPPED: Final = StorageUnavailableError("the bridge is stopping: this was not committed")
 
 

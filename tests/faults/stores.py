@@ -23,6 +23,9 @@ class Store(Protocol):
     def check(self) -> list[str]:
         """What the database's own check finds wrong; empty for a sound one."""
 
+    def empty(self) -> None:
+        """Throw everything away, the tables as well, while no bridge runs."""
+
 
 class SqliteStore:
     """A database file. Opened anew each time: after a kill, reading it is what repairs it."""
@@ -43,6 +46,11 @@ class SqliteStore:
         found = [str(line) for line in self.column("PRAGMA integrity_check")]
         return [] if found == ["ok"] else found
 
+    def empty(self) -> None:
+        """Delete the file."""
+        for end in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+
 
 class PostgresStore:
     """A PostgreSQL database."""
@@ -57,6 +65,11 @@ class PostgresStore:
     def execute(self, statement: str) -> None:
         """Run one statement."""
         self._with(lambda connection: connection.fetch(statement))
+
+    def empty(self) -> None:
+        """Drop all tables."""
+        self.execute("DROP SCHEMA public CASCADE")
+        self.execute("CREATE SCHEMA public")
 
     def check(self) -> list[str]:
         """amcheck: that every B-tree is in order and every row of the table is in it."""

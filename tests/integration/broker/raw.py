@@ -231,12 +231,14 @@ async def running(
     store: SessionStore | None = None,
     clock: Callable[[], float] = time.time,
     credentials: Credentials | None = None,
+    restored: bool = True,
     **config: Any,
 ) -> AsyncIterator[House]:
-    """A broker that must have nothing left when it has stopped."""
+    """A broker that must have nothing left when it has stopped. `restored`: whether it knows what the last run left."""
     desk = Desk()
     broker = EmbeddedBroker(BrokerConfig(**{"port": 0, **config}), Topics(), Ledger(), desk, store, clock, credentials)
-    await broker.restore()
+    if restored:
+        await broker.restore()
     await broker.start()
     house = House(broker, desk)
     try:

@@ -109,6 +109,11 @@ async def test_kept_credentials_are_asked_before_the_password_file(users: Path) 
         raw = await house.raw()
         raw.send(connect("d", username="fridge-7", password="frost"))
         await raw.closed(UNAVAILABLE)
+        # Who is in the file gets in all the same, and only with the password that is there.
+        await house.client("e", username="olga", password="boss")
+        raw = await house.raw()
+        raw.send(connect("f", username="olga", password="frost"))
+        await raw.closed(BAD_CREDENTIALS)
 
 
 async def test_a_name_that_nobody_knows_claims_nothing_where_anonymous_clients_may_come() -> None:

@@ -12,7 +12,7 @@ import pytest_asyncio
 from bridge.storage.database import Database
 from bridge.storage.sessions import SessionStore
 from bridge.storage.writer import Writer
-from tests.integration.broker.raw import RESUMED, House, ack, publish, running, suback, subscribe, until
+from tests.integration.broker.raw import RESUMED, House, ack, connect, publish, running, suback, subscribe, until
 
 Bridge = Callable[..., AbstractAsyncContextManager[House]]
 
@@ -169,3 +169,22 @@ async def test_ten_thousand_sessions_are_loaded_in_time(bridge: Bridge) -> None:
     async with bridge() as house:
         assert len(house.broker.clients.sessions) == 10_000
         assert time.monotonic() - began < 5
+
+
+async def test_before_kept_sessions_are_known_nobody_gets_one(bridge: Bridge, url: str) -> None:
+    """A broker whose database has not been reached tells a client that asks for its session to come again; one that
+    begins anew has none from then on [MQTT-3.1.2-6]."""
+    async with bridge() as house:
+        for name in ("c", "d"):
+            client = await house.client(name, clean=False)
+            client.send(subscribe(("a/#", 1)))
+            await client.expect(suback(1))
+            await client.leave()
+    async with bridge(restored=False) as house:
+        client = await house.raw()
+        client.send(connect("c", clean=False))
+        await client.closed(after=bytes((0x20, 2, 0, 3)))  # server unavailable (3.2.2.3)
+        await (await house.client("d")).leave()
+    async with bridge() as house:
+        await house.client("c", clean=False, answer=RESUMED)
+        await house.client("d", clean=False)

@@ -284,6 +284,32 @@ async def test_a_start_commits_the_spool_before_anybody_reads(
     await writer.stop(5.0)
 
 
+async def test_a_writer_begins_without_its_database(
+    database: Database, spool: Spool, ledger: Ledger, witness: Witness
+) -> None:
+    """Where another has begun before: its ids are larger than any that was given, also by a clock that was ahead."""
+    strange = Writer(database, spool=spool)
+    with pytest.raises(StorageUnavailableError, match="belongs"):
+        await strange.stand_by("away")
+    before = Writer(database, spool=spool, clock=lambda: 5e9)
+    await before.start()
+    add(before, 1, Receipt(ledger, qos=1))
+    await before.stop(5.0)
+    for number in (2, 3):  # killed meanwhile
+        writer = Writer(database, spool=spool, clock=lambda: 1e9)
+        await writer.stand_by("away")
+        receipt = Receipt(ledger, qos=1)
+        add(writer, number, receipt)
+        await eventually(lambda: receipt.outcome is Outcome.COMMITTED, "the spool")  # noqa: B023 - awaited here
+        assert await witness.rows("SELECT count(*) FROM telemetry") == [(1,)]
+        if number == 2:
+            await writer.stop(5.0)
+    writer.reached()
+    await drained(writer)
+    assert await witness.rows("SELECT ts FROM telemetry ORDER BY id") == [(1.0,), (2.0,), (3.0,)]
+    await writer.stop(5.0)
+
+
 async def test_a_full_spool_stops_the_intake_and_loses_nothing(
     database: Database, tmp_path: Path, ledger: Ledger, witness: Witness, kind: str
 ) -> None:
