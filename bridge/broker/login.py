@@ -137,9 +137,9 @@ class Login:
             try:
                 accepted = await self._credentials.check(name, password)
             except StorageUnavailableError:
-                if passwords is None or not passwords.knows(name):
+                if passwords is None or await passwords.check(name, password) is None:
                     raise
-                accepted = None  # who is in the file gets in, whatever has become of the database
+                accepted = None  # the file knows him, whatever has become of the database
             if accepted is not None:
                 return (name, await self._rights(Role.DEVICE, name)) if accepted else None
         if plugins is None or not plugins.authenticates or (passwords is not None and passwords.knows(name)):
