@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.clients import raise_file_limit
-from tests.bench.scenarios import DEVICES, SCENARIOS, Bench, LoadError
+from tests.bench.scenarios import DEVICES, ONLY_WHEN_NAMED, SCENARIOS, Bench, LoadError
 from tests.bench.table import Row, markdown
 from tests.servers import ServerError, program
 
@@ -45,7 +45,12 @@ def machine() -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks that were named, or all."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.run", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*SCENARIOS, []], help="which benchmarks; all if none is named")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        choices=[*SCENARIOS, []],
+        help="which benchmarks; if none is named, all but those that take minutes: devices",
+    )
     parser.add_argument(
         "--json", type=Path, default=Path("bench.json"), help="write all runs to this file (bench.json)"
     )
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = machine()
     rows: list[Row] = []
     begin = time.monotonic()
-    for name in args.names or SCENARIOS:
+    for name in args.names or [name for name in SCENARIOS if name not in ONLY_WHEN_NAMED]:
         print(f"{time.monotonic() - begin:5.0f} s  {name} …", file=sys.stderr, flush=True)
         try:
             rows += SCENARIOS[name](bench)

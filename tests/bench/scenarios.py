@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.bench.devices import pages_of_devices
 from tests.bench.servers import Acker, Bridge, Mosquitto, Server
 from tests.bench.table import Goal, Row
 
@@ -295,6 +296,11 @@ def module(name: str) -> Callable[[Bench], list[Row]]:
     return run
 
 
+def devices(bench: Bench) -> list[Row]:
+    """Pages of a million devices, or, where all is to be quick, of twenty thousand."""
+    return pages_of_devices(1_000_000 if bench.rounds > 1 else 20_000)
+
+
 SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "ceiling": ceiling,
     "bursts": bursts,
@@ -307,4 +313,7 @@ SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "storm": storm,
     "writer": module("writer"),
     "agents": module("agents"),
+    "devices": devices,
 }
+ONLY_WHEN_NAMED = frozenset({"devices"})
+"""They take minutes."""

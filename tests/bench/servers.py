@@ -166,12 +166,17 @@ class Mosquitto(Server):
 
 
 class Bridge(Server):
-    """The bridge as a user starts it: SQLite with full sync in a fresh data directory, every part switched on.
+    """The bridge as a user starts it: SQLite with full sync, every part switched on. In a fresh data directory unless
+    it is given one.
 
     PUBACK means committed, so all that is acknowledged has reached its end; `missing` looks into the database.
     """
 
     name = "bridge"
+
+    def __init__(self, data: Path | None = None) -> None:
+        super().__init__()
+        self._data = data or self._folder
 
     def _start(self) -> None:
         self.http_port = free_port()
@@ -179,7 +184,7 @@ class Bridge(Server):
             **os.environ,
             "BRIDGE_MQTT__PORT": str(self.port),
             "BRIDGE_HTTP__PORT": str(self.http_port),
-            "BRIDGE_DATA_DIR": str(self._folder),
+            "BRIDGE_DATA_DIR": str(self._data),
         }
         self._run([sys.executable, "-m", "bridge", "serve"], env)
 
@@ -194,7 +199,7 @@ class Bridge(Server):
         code = self._main.end()
         if code:
             raise ServerError(f"the bridge ended with {code}:\n{self._main.tail()}")
-        with contextlib.closing(sqlite3.connect(self._folder / "bridge.db")) as database:
+        with contextlib.closing(sqlite3.connect(self._data / "bridge.db")) as database:
             (stored,) = database.execute("SELECT count(*) FROM telemetry").fetchone()
         return acked - int(stored)
 

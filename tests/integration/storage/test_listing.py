@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
+from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.errors import RefusedError
@@ -82,6 +84,48 @@ async def test_every_page_of_every_question(database: Database, monkeypatch: pyt
     for number, wanted in enumerate(questions):
         for sort in (sorts[number % 2], sorts[2 + number % 2]):
             assert await listed(database, wanted, sort, 5) == expected(wanted, sort), (wanted, sort)
+
+
+async def test_no_question_is_answered_by_sorting_or_by_a_table(database: Database) -> None:
+    """Every statement goes along an index in the order of the page, and only forward from where the page begins."""
+    if database.dialect != "sqlite":
+        pytest.skip("the goal is held on SQLite, whose plans do not depend on how many rows there are")
+    await database.write(fill)
+    questions = itertools.product(
+        (None, "online"), (None, "freezer"), (None, "north"), (None, "d-01"), (None, "9%"),
+        ("id", "-last_seen"), (False, True),
+    )  # fmt: skip
+    asked = 0
+    for *values, sort, deep in questions:
+        after = ("3.0~d-009" if sort.endswith("last_seen") else "d-009") if deep else ""
+        for plan in await plans(database, Wanted(*values), sort, after):
+            asked += 1
+            for step in plan:
+                assert "TEMP B-TREE" not in step, (values, sort, plan)
+                if re.match(r"SCAN (devices|device_tags)", step):
+                    assert "INDEX" in step, (values, sort, plan)
+                    assert not deep, (values, sort, plan)
+    assert asked > 250
+
+
+async def plans(database: Database, wanted: Wanted, sort: Sort, after: str) -> list[list[str]]:
+    """How SQLite answers each of the statements that a page is made of."""
+
+    async def explain(connection: AsyncConnection) -> list[list[str]]:
+        statements: list[tuple[str, Any]] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            statements.append((statement, parameters))
+
+        event.listen(connection.sync_connection, "before_cursor_execute", note)
+        await list_page(connection, wanted, sort, after, 5)
+        event.remove(connection.sync_connection, "before_cursor_execute", note)
+        return [
+            [row.detail for row in await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            for statement, parameters in statements
+        ]
+
+    return await database.read(explain)
 
 
 async def test_a_page_tells_what_the_registry_says(database: Database) -> None:
