@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
@@ -136,6 +135,8 @@ def _python(_: Settings) -> Iterator[Finding]:
     )
     if sys.platform == "win32":
         return
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         yield Finding(True, "uvloop", version("uvloop"))
     except PackageNotFoundError:

@@ -22,11 +22,11 @@ from bridge.cli import terminal
 from bridge.cli.target import Host, Password, Username, resolve
 from bridge.cli.target import Port as PortOption
 from bridge.errors import BridgeError
-from bridge.topics import Topics, is_device_id
 
 if TYPE_CHECKING:
     from bridge.simulate.figures import Figures
     from bridge.simulate.replay import Replay
+    from bridge.topics import Topics
 
 LINE_EVERY: Final = 5.0
 """Seconds between two lines of the view where the output is no terminal."""
@@ -59,6 +59,7 @@ def simulate(
     """Be devices: publish readings, answer pings, carry out commands; then report rates and latencies."""
     target, root = resolve(host, port, username, password, root)
     from bridge.simulate.figures import Figures
+    from bridge.topics import Topics, is_device_id
 
     figures = Figures()
     began = time.monotonic()
