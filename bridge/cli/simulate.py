@@ -186,6 +186,7 @@ def _replay(
 ) -> Replay:
     from bridge.simulate import recording
     from bridge.simulate.replay import Replay
+    from bridge.topics import is_device_id
 
     name = device or path.stem
     if not is_device_id(name):

@@ -180,6 +180,15 @@ class BridgeProcess:
         with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - our own loopback URL
             return json.load(response)
 
+    def post(self, path: str, body: Any) -> Any:
+        """The JSON document that `path` answers to `body`."""
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        )
+        request = urllib.request.Request(self.url(path), json.dumps(body).encode(), headers)  # noqa: S310 - our own loopback URL
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - our own loopback URL
+            return json.load(response)
+
     def online(self) -> list[str]:
         """The ids of the devices that are connected."""
         devices = self.get("/api/v1/devices?limit=1000")["devices"]

@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
+from tests.acceptance.clients import Device
 from tests.acceptance.conftest import MakeBridge
 from tests.acceptance.process import ROOT, BridgeProcess
 from tests.acceptance.test_production import Database, database, server
 from tests.servers import free_port
+from tests.waiting import until
 
-DOCS = ROOT / "docs"
-BLOCK = re.compile(r"^```sh( stopped)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FROM_PROMETHEUS = re.compile(r"- alert: (\w+)")
+DOCS: Final = ROOT / "docs"
+BLOCK: Final = re.compile(r"^```sh(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE: Final = re.compile(r"^```\w+ (\S+\.\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ANY_BLOCK: Final = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FROM_PROMETHEUS: Final = re.compile(r"- alert: (\w+)")
+FOLLOWED: Final = frozenset(
+    {
+        *("first-device", "alerts", "api", "commands", "twin", "profiles", "backup", "upgrade"),
+        *("operations", "tls", "postgresql"),
+    }
+)
+ELSEWHERE: Final = frozenset({"device-logic", "page"})
+"""Pages whose commands other tests run: of device logic, and of the browser."""
 
 __all__ = ["database", "server"]  # fixtures
 
 
-def follow(bridge: BridgeProcess, page: str, instead: Mapping[str, str]) -> str:
-    """Do what a page says, in its order, and return what was printed. `instead`: what stands for what is in the page,
-    such as ports.
+def follow(bridge: BridgeProcess, page: str, instead: Mapping[str, str] | None = None, typed: str = "") -> str:
+    """Do what a page says, in its order, and return what was printed. `instead`: what stands for what is in the
+    page, such as folders; `typed` is the standard input.
 
-    `mqtt-bridge serve` is the bridge of this test; a block marked `stopped` is run while it is not running.
+    `mqtt-bridge serve` is the bridge of this test; a block marked `stopped` is run while it is not running, one
+    marked `endless` for a second.
     """
-    bridge.folder.mkdir(parents=True, exist_ok=True)
-    command = bridge.folder / "mqtt-bridge"
-    command.write_text(f'#!/bin/sh\nexec {shlex.join(bridge.command)} "$@"\n')
-    command.chmod(0o755)
-    environment = bridge.environment | {"PATH": f"{bridge.folder}:{bridge.environment['PATH']}"}
+    environment = visit(bridge)
+    for name, text in FILE.findall((DOCS / f"{page}.md").read_text()):
+        (bridge.folder / name).write_text(text)
     printed = []
-    for stopped, script in blocks(page):
-        for there, here in instead.items():
+    for kind, scripts in groupby(blocks(page), kind_of):
+        script = "".join(text if mark != "endless" else for_a_second(text) for mark, text in scripts)
+        for there, here in {"http://127.0.0.1:8080": bridge.url(""), **(instead or {})}.items():
             script = script.replace(there, here)
-        if script.startswith("mqtt-bridge serve"):
+        if kind == "serve":
             bridge.start(*shlex.split(script)[2:])
             continue
-        if stopped and bridge.running:
+        if kind == "stopped" and bridge.running:
             assert bridge.terminate() == 0
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
+            ["bash", "-aeuo", "pipefail", "-c", script],
             cwd=bridge.folder,
             env=environment,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=120,
@@ -56,49 +73,150 @@ def follow(bridge: BridgeProcess, page: str, instead: Mapping[str, str]) -> str:
     return "\n".join(printed)
 
 
-def blocks(page: str) -> Iterator[tuple[bool, str]]:
-    """The commands of a page, block after block, and whether the bridge is not to run."""
-    found = BLOCK.findall((DOCS / page).read_text())
+def kind_of(block: tuple[str, str]) -> str:
+    """Blocks of one kind that follow each other are typed into one shell."""
+    mark, script = block
+    return "serve" if script.startswith("mqtt-bridge serve") else "stopped" if mark == "stopped" else "running"
+
+
+def for_a_second(script: str) -> str:
+    """What has no end by itself: it must still run when its time is over."""
+    return f"timeout 1 bash -c {shlex.quote(script)} || [ $? = 124 ]\n"
+
+
+def visit(bridge: BridgeProcess) -> dict[str, str]:
+    """The environment of a shell in the bridge's folder in which the programs speak to this bridge, and `curl` fails
+    when it is refused."""
+    bridge.folder.mkdir(parents=True, exist_ok=True)
+    commands = {"mqtt-bridge": shlex.join(bridge.command)}
+    for name in ("mosquitto_pub", "mosquitto_sub"):
+        if found := shutil.which(name):
+            commands[name] = f"{found} -p {bridge.mqtt_port}"
+    for name, command in commands.items():
+        path = bridge.folder / name
+        path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        path.chmod(0o755)
+    (bridge.folder / ".curlrc").write_text("fail-with-body\nsilent\n")
+    path_of_programs = f"{bridge.folder}:{bridge.environment['PATH']}"
+    return bridge.environment | {"PATH": path_of_programs, "CURL_HOME": str(bridge.folder)}
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """The commands of a page, block after block, each with its mark."""
+    found = BLOCK.findall((DOCS / f"{page}.md").read_text())
     assert found, f"no commands in {page}"
-    for stopped, script in found:
-        yield bool(stopped), script
+    yield from found
 
 
 def ports(bridge: BridgeProcess) -> dict[str, str]:
     return {"1883": str(bridge.mqtt_port), "8883": str(free_port())}
 
 
+class Fridge(Device):
+    """A device that carries out every command."""
+
+    def __init__(self, bridge: BridgeProcess, device_id: str) -> None:
+        super().__init__(bridge, device_id)
+        self.topic = f"devices/{device_id}/command"
+        self.on_message = self._obey
+        self.on_subscribe = lambda *_: None
+
+    def _connected(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        self.subscribe(f"{self.topic}/request", 1)
+        super()._connected(client, userdata, flags, reason, properties)
+
+    def _obey(self, _client: Any, _userdata: Any, message: Any) -> None:
+        request = json.loads(message.payload)
+        self.publish(f"{self.topic}/response", json.dumps({"id": request["id"], "status": "succeeded"}), 1)
+
+
 @pytest.mark.mosquitto
-def test_the_first_device(make_bridge: MakeBridge) -> None:
+def test_the_first_device_and_the_api(make_bridge: MakeBridge) -> None:
     bridge = make_bridge()
-    printed = follow(bridge, "first-device.md", ports(bridge))
+    printed = follow(bridge, "first-device", ports(bridge))
     assert "4.2 to 4.6" in printed
     assert "kitchen" in printed
     assert "no JSON" in printed
     assert bridge.rows("SELECT count(*) FROM telemetry") == [(2,)]
+    assert "difference 0" in follow(bridge, "alerts")
+    assert '"dead_lettered":1' in follow(bridge, "api")
+    assert (bridge.folder / "fridge-7.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.mosquitto
+def test_commands_and_the_twin(bridge: BridgeProcess) -> None:
+    tagged = {"devices": [{"device_id": "fridge-8", "tags": ["cold"]}]}
+    bridge.post("/api/v1/registry", tagged)
+    with Fridge(bridge, "fridge-7"), Fridge(bridge, "fridge-8"):
+        printed = follow(bridge, "commands")
+        until(
+            lambda: bridge.rows("SELECT status, count(*) FROM commands GROUP BY status") == [("succeeded", 6)],
+            "every command to be carried out",
+        )
+    assert "finished: 1 succeeded" in printed
+    assert "etag" in follow(bridge, "twin").lower()
+    assert bridge.rows("SELECT desired FROM twins WHERE device_id = 'pump-1'") == [('{"interval":60}',)]
+
+
+def test_profiles_and_the_registry(make_bridge: MakeBridge, tmp_path: Path) -> None:
+    settings = tmp_path / "bridge.toml"
+    settings.write_text('[profiles.freezer]\nmatch = ["freezer-*"]\n')
+    bridge = make_bridge(BRIDGE_CONFIG=str(settings)).start()
+    assert "2 devices imported, 2 of them new" in follow(bridge, "profiles")
+
+
+def test_a_backup_and_an_upgrade(bridge: BridgeProcess, tmp_path: Path) -> None:
+    follow(bridge, "backup", {"/backups": str(tmp_path)})
+    assert list(bridge.data.glob("*.before-restore-1"))
+    bridge.start()
+    assert "before-upgrade.db" in follow(bridge, "upgrade")
+
+
+def test_operations(make_bridge: MakeBridge, tmp_path: Path) -> None:
+    """There is no container engine here: what would be run in a container is run beside it."""
+    bridge = make_bridge()
+    data = bridge.data
+    data.mkdir(parents=True)
+    shutil.copytree(ROOT / "docker", bridge.folder / "docker")
+    docker = bridge.folder / "docker-engine" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(
+        "#!/bin/bash\nset -eu\n"
+        '[[ "$1 $2 $4 $5" == "compose -f --profile edge" && -f $3 ]]\nshift 5\n'
+        'case "$1" in up) exit ;; run) [[ "$2 $3" == "--rm edge" ]]; shift 3 ;; *) exit 64 ;; esac\n'
+        f'exec mqtt-bridge "${{@/#\\/data\\//{data}/}}"\n'
+    )
+    docker.chmod(0o755)
+    bridge.environment["PATH"] = f"{docker.parent}:{bridge.environment['PATH']}"
+    printed = follow(bridge, "operations", typed="a good password\na good password\n")
+    assert re.search(r"^mab_\S+$", printed, re.MULTILINE), "the token of the first admin"
+    assert (data / "passwords").read_text().startswith("operator:")
+    assert re.fullmatch(r"POSTGRES_PASSWORD=[0-9a-f]{48}\n", (bridge.folder / "docker/.env").read_text())
 
 
 @pytest.mark.mosquitto
 def test_tls(make_bridge: MakeBridge) -> None:
     bridge = make_bridge()
-    follow(bridge, "tls.md", ports(bridge))
+    follow(bridge, "tls", ports(bridge))
     assert bridge.rows("SELECT device_id FROM telemetry") == [("fridge-7",)]
-
-
-def test_upgrade(bridge: BridgeProcess) -> None:
-    printed = follow(bridge, "upgrade.md", {})
-    assert "before-upgrade.db" in printed
 
 
 @pytest.mark.postgres
 def test_postgresql(make_bridge: MakeBridge, database: Database) -> None:
     bridge = make_bridge(BRIDGE_DATABASE__URL=database.url)
-    follow(bridge, "postgresql.md", {"postgresql+asyncpg://bridge:secret@127.0.0.1:5432/bridge": database.url})
+    follow(bridge, "postgresql", {"postgresql+asyncpg://bridge:secret@127.0.0.1:5432/bridge": database.url})
     assert bridge.get("/api/v1/summary")["database"]["dialect"] == "postgresql"
 
 
-def test_alerts(bridge: BridgeProcess) -> None:
-    assert "difference 0" in follow(bridge, "alerts.md", {})
+def test_each_alert_is_told() -> None:
     rules = set(FROM_PROMETHEUS.findall(Path(ROOT / "docker/alerts.yaml").read_text()))
     told = set(re.findall(r"^\| `(Bridge\w+)`", (DOCS / "alerts.md").read_text(), re.MULTILINE))
     assert told == rules
+
+
+def test_no_command_is_left_out() -> None:
+    for page in DOCS.glob("*.md"):
+        for label, text in ANY_BLOCK.findall(page.read_text()):
+            if re.match(r"(mqtt-bridge|curl|mosquitto_|docker|make|\.venv)\b", text) and page.stem not in ELSEWHERE:
+                assert label.split(" ")[0] == "sh", f"{page.name}: {text}"
+                assert page.stem in FOLLOWED, f"{page.name} is followed by no test"

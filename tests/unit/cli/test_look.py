@@ -126,6 +126,7 @@ def test_nothing_heavy_is_imported_to_show_the_help() -> None:
     """Each of these costs a tenth of a second and more, at every call and every completion."""
     heavy = (
         "structlog",
+        "msgspec",
         "httpx",
         "rich.console",
         "rich.live",
