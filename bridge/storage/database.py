@@ -23,7 +23,7 @@ from tenacity import (
 from bridge.breaker import Breaker
 from bridge.errors import CircuitOpenError, StartError, StorageUnavailableError
 from bridge.storage import direct, engine
-from bridge.storage.direct import DirectConnection
+from bridge.storage.direct import DirectConnection, Visits
 from bridge.storage.faults import is_driver_error, is_retriable, wrap, wrap_at_start
 from bridge.storage.lock import FileLock, HeldError
 
@@ -87,6 +87,9 @@ class Database:
         self._write_turn = asyncio.Lock()
         self._connection: AsyncConnection | None = None
         self._direct: DirectConnection | None = None
+        on_sqlite = self.dialect == "sqlite"
+        self._lookups = Visits(engine.reader_engine(url, 1)) if on_sqlite else None
+        self._checkpoints = Visits(engine.reader_engine(url, 1)) if on_sqlite else None
 
     @classmethod
     async def open(
@@ -156,6 +159,9 @@ class Database:
         """Close all connections and let go of the lock."""
         async with self._write_turn:
             await self._forget_writer()
+        for visits in (self._lookups, self._checkpoints):
+            if visits is not None:
+                await visits.close()
         for pool in (self._readers, self._writer):
             try:
                 async with asyncio.timeout(_GOODBYE):
@@ -180,6 +186,25 @@ class Database:
     async def read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `fn`, which must only read, on a connection of the pool. `fn` may be called more than once."""
         return await self._retrying(lambda: self._read_once(fn))
+
+    async def look_up(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """As `read`, for what messages wait for: on SQLite in one visit to the thread of a connection that is kept for
+        it. There `fn` must wait for nothing but the connection, and is not on the event loop."""
+        lookups = self._lookups
+        if lookups is None:
+            return await self.read(fn)
+        return await self._retrying(lambda: lookups.read(fn))
+
+    async def checkpoint(self, *, alone: bool = False) -> tuple[int, int]:
+        """SQLite only: carry the log into the database file, as far as readers allow, while commits go on; `alone`:
+        between two of them, so that the next one may begin the log anew. How many pages are in the log, and how many of
+        those are in the file now. One attempt; driver errors come unwrapped."""
+        if self._checkpoints is None:
+            return 0, 0
+        if not alone:
+            return await self._checkpoints.read(_checkpoint)
+        async with self._write_turn:
+            return await self._checkpoints.read(_checkpoint)
 
     async def write(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `fn` in one transaction of the writing connection. `fn` may be called more than once, and when the
@@ -320,3 +345,9 @@ class Database:
         except Exception as error:
             if not is_driver_error(error):
                 raise
+
+
+async def _checkpoint(connection: AsyncConnection) -> tuple[int, int]:
+    # PASSIVE waits for nobody, and nobody for it.
+    _busy, pages, carried = (await connection.execute(text("PRAGMA wal_checkpoint(PASSIVE)"))).all()[0]
+    return pages, carried

@@ -8,6 +8,7 @@ thread, to its end, with a connection on which nothing ever waits.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +16,9 @@ from typing import Any, Final, TypeVar, cast, final
 
 from sqlalchemy import Connection, Executable, StaticPool, create_engine
 from sqlalchemy.engine import CursorResult, Dialect
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from bridge.storage.faults import is_retriable
 
 T = TypeVar("T")
 
@@ -53,6 +56,52 @@ class DirectConnection:
         """A savepoint, rolled back if the block raises."""
         with self._connection.begin_nested():
             yield
+
+
+@final
+class Visits:
+    """Reads in SQLite, each time in one visit to the thread of a connection that is there for nothing else. It is made
+    when it is first needed, and anew after an error that leaves its state in doubt."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._turn = asyncio.Lock()
+        self._connection: AsyncConnection | None = None
+        self._driver: Any = None
+        self._direct: DirectConnection | None = None
+
+    async def read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `fn`, which must wait for nothing but its connection, and is not on the event loop. Driver errors come
+        unwrapped."""
+        async with self._turn:
+            if self._connection is None:
+                self._connection = await self._engine.connect()
+                self._driver = (await self._connection.get_raw_connection()).driver_connection
+            try:
+                # Not public in aiosqlite; see bulk.
+                result: T = await self._driver._execute(self._visit, fn)
+            except BaseException as error:
+                if not isinstance(error, Exception) or is_retriable(error):
+                    await self._forget()
+                raise
+            return result
+
+    def _visit(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        if self._direct is None:
+            self._direct = DirectConnection(self._driver._conn)
+        return _to_its_end(fn(cast("AsyncConnection", self._direct)))
+
+    async def _forget(self) -> None:
+        connection, self._connection, self._direct = self._connection, None, None
+        if connection is not None:
+            await connection.invalidate()
+            await connection.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        async with self._turn:
+            await self._forget()
+        await self._engine.dispose()
 
 
 def run(connection: DirectConnection, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:

@@ -14,7 +14,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 Query = Callable[[AsyncConnection, list[K]], Awaitable[Mapping[K, V]]]
-"""Reads many keys at once; those that are not there are left out."""
+"""Reads many keys at once; those that are not there are left out. Waits for nothing but its connection."""
 
 
 class Loader(Generic[K, V]):
@@ -53,7 +53,7 @@ class Loader(Generic[K, V]):
     async def _answer(self, wanted: dict[K, list[asyncio.Future[V | None]]]) -> None:
         self.queries += 1
         try:
-            found = await self.database.read(lambda connection: self._query(connection, list(wanted)))
+            found = await self.database.look_up(lambda connection: self._query(connection, list(wanted)))
         except Exception as error:  # noqa: BLE001 - it is raised where the result is waited for
             for futures in wanted.values():
                 for future in futures:

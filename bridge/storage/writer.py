@@ -33,6 +33,7 @@ from bridge.histogram import Histogram
 from bridge.receipts import Receipt
 from bridge.storage.agents import AgentState
 from bridge.storage.batch import RECEIVED_AT, Batch, Change, Letter, Packable, Readings, Save, Transition
+from bridge.storage.checkpoints import Checkpoints
 from bridge.storage.commit import Commit
 from bridge.storage.database import Database, backoff
 from bridge.storage.deadletters import DeadLetter
@@ -147,6 +148,7 @@ class Writer:
         self.diversion: Final = None if spool is None else Diversion(spool, self._rows, self._relieve, clock)
         self._spool_after = spool_after
         self.patience: Final = patience
+        self._checkpoints = Checkpoints(database)
         self._looking: asyncio.TimerHandle | None = None
         """The next look for changes that have waited too long."""
         self._not_before = 0.0
@@ -245,6 +247,7 @@ class Writer:
         if not done:
             self.task.cancel()
             await asyncio.wait({self.task})
+        await self._checkpoints.stop(timeout)
         if self._looking is not None:
             self._looking.cancel()
         self._stopped = True
@@ -536,6 +539,7 @@ class Writer:
         for part in parts:
             part.settle()
         batch.release(None)
+        self._checkpoints.committed(batch.size)
         # Connections write their acknowledgements in the turn of the loop that follows.
         self._loop.call_soon(self._settled, committed_at)
         self._relieve()

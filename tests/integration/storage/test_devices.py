@@ -72,7 +72,7 @@ async def test_a_failed_load_raises_for_all_and_the_next_one_works(
         raise StorageUnavailableError("not now")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Database, "read", sick)
+        patched.setattr(Database, "look_up", sick)
         results = await asyncio.gather(loader.load("d00000"), loader.load("x"), return_exceptions=True)
     assert [type(result) for result in results] == [StorageUnavailableError] * 2
     assert await loader.load("d00000") == snapshot(0)
