@@ -50,12 +50,17 @@ def note(request: Request, detail: str) -> None:
     request.state.audit_detail = detail
 
 
+def no_change(request: Request) -> None:
+    """This request leaves no line: its method says that it changes something, and it does not."""
+    request.state.audited = False
+
+
 def audited(audit: Audit) -> Callable[[Request], AsyncIterator[None]]:
     """The dependency that writes down every change which did not fail: the operation, and what its path names."""
 
     async def after(request: Request) -> AsyncIterator[None]:
         yield
-        if request.method in SAFE:
+        if request.method in SAFE or not getattr(request.state, "audited", True):
             return
         route = request.scope.get("route")
         path = str(getattr(route, "path", request.url.path)).removeprefix(PREFIX)

@@ -169,10 +169,14 @@ def routes(context: Context) -> APIRouter:
 
     @api.get("/registry")
     async def page(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: Annotated[str, Query(max_length=64)] = ""
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        after: Annotated[str, Query(max_length=64)] = "",
+        quarantined: Annotated[bool, Query(description="Only those that wait for their approval.")] = False,
     ) -> EntryPage:
         """What the registry says of all devices; `after` is the last id of the page before."""
-        found = await database.read(lambda connection: stored.list_entries(connection, limit, after))
+        found = await database.read(
+            lambda connection: stored.list_entries(connection, limit, after, quarantined=quarantined)
+        )
         following = found[-1].device_id if len(found) == limit else None
         return EntryPage(devices=[EntryView.of(entry) for entry in found], next=following)
 

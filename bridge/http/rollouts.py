@@ -10,7 +10,7 @@ from fastapi import APIRouter, HTTPException, Path, Query, Request
 from pydantic import Field
 
 from bridge.http import models
-from bridge.http.audit import note
+from bridge.http.audit import no_change, note
 from bridge.http.commands import CURSOR, Wait, cursor, in_time, next_cursor
 from bridge.http.context import Context
 from bridge.presence import Status
@@ -107,8 +107,9 @@ def routes(context: Context) -> APIRouter:
         return await look(rollout.rollout_id)
 
     @api.post("/rollouts/preview")
-    async def preview(body: TargetBody) -> Preview:
+    async def preview(body: TargetBody, request: Request) -> Preview:
         """Who would get it, without sending anything."""
+        no_change(request)
         target = body.target()
         target.check()
         total = await database.read(lambda connection: stored.count_matching(connection, target))

@@ -90,9 +90,13 @@ async def describe(connection: AsyncConnection, ids: Sequence[str]) -> dict[str,
     )
 
 
-async def list_entries(connection: AsyncConnection, limit: int, after: str = "") -> list[Entry]:
-    """Devices in the order of their ids, from the one that follows `after`."""
+async def list_entries(
+    connection: AsyncConnection, limit: int, after: str = "", *, quarantined: bool = False
+) -> list[Entry]:
+    """Devices in the order of their ids, from the one that follows `after`; all, or only those in quarantine."""
     query = _columns().where(devices.c.device_id > after).order_by(devices.c.device_id).limit(limit)
+    if quarantined:
+        query = query.where(tables.QUARANTINED)
     return list((await _entries(connection, query, {})).values())
 
 

@@ -56,6 +56,9 @@ additionalProperties = false
 [sinks.archive]
 type = "ndjson"
 folder = "archive"
+
+[registry]
+unknown = "quarantine"
 """
 
 VIEWS: Final = {
@@ -95,6 +98,7 @@ def running(folder: Path) -> Iterator[BridgeProcess]:
     config = folder / "bridge.toml"
     config.write_text(CONFIG)
     bridge = BridgeProcess(folder, {"BRIDGE_CONFIG": str(config)}).start()
+    register(bridge)
     simulator = subprocess.Popen(
         [*bridge.command, "simulate", "--devices", str(DEVICES), "--prefix", "freezer-", "--rate", "2"],
         env=bridge.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -108,8 +112,8 @@ def running(folder: Path) -> Iterator[BridgeProcess]:
         bridge.terminate()
 
 
-def furnish(bridge: BridgeProcess) -> None:
-    """Names, tags, twins, and a day of readings of one freezer."""
+def register(bridge: BridgeProcess) -> None:
+    """The freezers, with names and tags."""
     places = ("Loading bay", "Hall 1", "Hall 2", "Bakery", "Roof")
     entries = [
         {
@@ -120,6 +124,10 @@ def furnish(bridge: BridgeProcess) -> None:
         for n in range(1, DEVICES + 1)
     ]
     change(bridge, "POST", "/registry", {"devices": entries})
+
+
+def furnish(bridge: BridgeProcess) -> None:
+    """A twin, and a day of readings of one freezer."""
     desired = {"interval": 60, "target": -18, "led": {"on": True, "colour": "green"}}
     change(bridge, "PATCH", "/devices/freezer-0001/twin", desired)
     reported = {"interval": 60, "target": -18, "led": {"on": False, "colour": "green"}, "firmware": "1.4.2"}
@@ -145,6 +153,10 @@ def act(bridge: BridgeProcess) -> None:
     rollout = {"name": "defrost", "args": {"minutes": 5}, "target": {"tag": "north"}, "at_once": 2}
     change(bridge, "POST", "/rollouts", rollout)
     change(bridge, "POST", "/rollouts", {"name": "fail", "target": {"tag": "spare"}, "at_once": 1, "stop_after": "3"})
+    schedule = {"name": "defrost", "args": {"minutes": 10}, "target": {"profile": "freezer"}}
+    change(bridge, "POST", "/schedules", {**schedule, "cron": "30 2 * * 1-5", "tz": "Europe/Berlin"})
+    publish(bridge, "devices/freezer-0037/telemetry", '{"temperature": -18.1}')
+    publish(bridge, "devices/scale-3/telemetry", '{"weight": 71.5}')
     publish(bridge, "devices/freezer-0012/telemetry", '{"temperature": -17.9, }')
     publish(bridge, "devices/freezer-0012/telemetry", "temperature=-17.9")
     publish(bridge, "devices/freezer-0007/command/response", '{"id": 7, "status": "done"}')

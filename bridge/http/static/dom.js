@@ -31,6 +31,17 @@ function add(element, children) {
   }
 }
 
+/** A table: the titles of its columns, and rows of cells, the first of which says what its row is about. */
+export function table(titles, rows) {
+  const cell = (content, i) => h(i ? "td" : "th", { scope: !i && "row", "data-title": titles[i] }, content);
+  return h(
+    "table",
+    { class: "list plain" },
+    h("thead", {}, h("tr", {}, titles.map((title) => h("th", { scope: "col" }, title)))),
+    h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map(cell)))),
+  );
+}
+
 /** `element` with other children than before. */
 export function fill(element, ...children) {
   element.replaceChildren();

@@ -6,6 +6,12 @@ const MOST = 60;
 /** What says when a reading was made and which one it is: not what was measured. */
 const ENVELOPE = new Set(["ts", "id"]);
 
+/** What was measured. */
+export function measured(values) {
+  if (values === null || typeof values !== "object" || Array.isArray(values)) return values;
+  return Object.fromEntries(Object.entries(values).filter(([key]) => !ENVELOPE.has(key)));
+}
+
 /** Every number or truth value: `{ field, number }`, `field` as the API names it: a key, or a JSON Pointer. */
 export function numbersOf(values) {
   const found = [];

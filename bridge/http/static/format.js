@@ -16,6 +16,12 @@ export function value(v) {
   return v === undefined ? "" : JSON.stringify(v);
 }
 
+/** In one line: of an object its keys and values. */
+export function brief(v) {
+  if (v === null || typeof v !== "object" || Array.isArray(v)) return value(v);
+  return Object.entries(v).map(([key, one]) => `${key} ${value(one)}`).join(", ");
+}
+
 /** A figure with as many digits as say something. */
 export function figure(n) {
   if (n === null || n === undefined) return "–";
@@ -45,8 +51,11 @@ export function clock(at, millis = false) {
   const d = date(at);
   const time = `${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}`;
   const text = millis ? `${time}.${String(d.getMilliseconds()).padStart(3, "0")}` : time;
-  return d.toDateString() === new Date().toDateString() ? text : `${d.getMonth() + 1}/${d.getDate()} ${text}`;
+  return d.toDateString() === new Date().toDateString() ? text : `${day(d)} ${text}`;
 }
+
+/** A day, as Nov 24. */
+export const day = (d) => d.toLocaleString("en", { month: "short", day: "numeric" });
 
 /** How long ago, kept up to date while it is shown. */
 export function ago(at) {

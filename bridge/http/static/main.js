@@ -12,11 +12,13 @@ import { shape } from "./status.js";
 const main = document.getElementById("main");
 const nav = document.getElementById("nav");
 
+/** [place, title, view, who is shown the way there] */
 const PLACES = [
   ["", "Overview", "overview"],
   ["devices", "Devices", "devices"],
   ["commands", "Commands", "commands"],
   ["letters", "Dead letters", "letters"],
+  ["admin", "Admin", "admin", "admin"],
 ];
 
 let scope = null;
@@ -55,10 +57,10 @@ function decode(text) {
 function drawNav(place) {
   const link = ([name, title]) =>
     h("a", { href: `#/${name}`, "aria-current": name === place && "page" }, title);
-  fill(nav, me.role && PLACES.map(link));
+  fill(nav, PLACES.filter(([, , , role]) => me.may(role ?? "viewer")).map(link));
   fill(
     document.getElementById("who"),
-    me.role && h("span", { class: "name", title: `role ${me.role}` }, me.name === "local" ? "local, no token" : `${me.name} · ${me.role}`),
+    me.role && h("span", { class: "name", title: `role ${me.role}` }, me.name === "local" ? ["local", h("span", {}, ", no token")] : `${me.name} · ${me.role}`),
     me.role && me.required && h("button", { class: "quiet", onclick: logout }, "Log out"),
   );
 }

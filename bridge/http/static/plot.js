@@ -1,7 +1,7 @@
 // Plots: uPlot in the page's own colours, and lines so small that they need no axes.
 
 import { svg } from "./dom.js";
-import { clock, figure, value } from "./format.js";
+import { clock, day, figure, value } from "./format.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -53,18 +53,17 @@ function axis(more) {
 
 /** Times on the axis, in 24 hours, with the day where it begins. */
 function times(_plot, splits, _axis, _space, step) {
-  let day = "";
+  let before = "";
   return splits.map((at) => {
     if (at === null) return "";
     const text = clock(at);
     const d = new Date(at * 1000);
     const today = d.toDateString();
-    const date = `${d.toLocaleString("en", { month: "short" })} ${d.getDate()}`;
-    if (step >= 86_400) return date;
+    if (step >= 86_400) return day(d);
     const time = text.split(" ").at(-1).slice(0, step < 60 ? 8 : 5);
-    const first = day !== today && day !== "";
-    day = today;
-    return first ? `${time}\n${date}` : time;
+    const first = before !== today && before !== "";
+    before = today;
+    return first ? `${time}\n${day(d)}` : time;
   });
 }
 

@@ -23,6 +23,8 @@ const SHAPES = {
   expired: ["warn", `${RING}M7 4.2V7l2 1.5`, ""],
   cancelled: ["idle", "M3 7h8", ""],
   running: ["busy", RING, HALF],
+  active: ["busy", `${RING}M7 4.2V7l2 1.5`, ""],
+  done: ["ok", CHECK, ""],
   finished: ["ok", CHECK, ""],
   stopped: ["bad", "", "M3.5 3.5h7v7h-7z"],
   dead_letter: ["bad", "M2 3.5h10v7H2zM2 3.5l5 4l5-4", ""],

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { fill, h } from "./dom.js";
-import { ago, date, duration, json, moment, value } from "./format.js";
+import { ago, brief, date, duration, json, moment } from "./format.js";
 import { me } from "./me.js";
 import { chip, shape } from "./status.js";
 import { toast } from "./toast.js";
@@ -84,7 +84,7 @@ class Entry {
       chip(command.status),
       this.showDevice && h("a", { class: "id", href: `#/devices/${api.part(command.device_id)}` }, command.device_id),
       h("b", {}, command.name),
-      command.args !== null && h("code", { class: "clip soft" }, value(command.args)),
+      command.args !== null && h("span", { class: "args clip soft" }, brief(command.args)),
       FINAL.has(command.status) && h("span", { class: "soft took" }, duration((date(command.updated_at) - date(command.created_at)) / 1000)),
       ago(command.created_at),
     );

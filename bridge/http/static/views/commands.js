@@ -1,12 +1,14 @@
-// One command for many devices: who gets it, how far it is, what became of each. And the latest commands of all.
+// One command for many devices, now or at a time: who gets it, how far it is, what became of each. And the latest
+// commands of all.
 
 import * as api from "../api.js";
 import { fill, h } from "../dom.js";
-import { ago, count } from "../format.js";
+import { ago, brief, count, moment } from "../format.js";
 import { me } from "../me.js";
 import { commandForm, labelled } from "../sendform.js";
 import { Steps } from "../steps.js";
 import { chip, shape, tone } from "../status.js";
+import { sureButton } from "../surebutton.js";
 import { toast } from "../toast.js";
 
 const STATUSES = ["online", "silent", "offline", "unknown"];
@@ -16,15 +18,16 @@ export function commands(main, scope) {
   if (scope.path[0]) return rollout(main, scope, scope.path[0]);
   const send = h("section", { class: "card" });
   const rollouts = h("div", {});
+  const schedules = h("ol", { class: "commands" });
   const steps = new Steps({}, scope, { showDevice: true });
   fill(
     main,
     h("h1", {}, "Commands"),
     h(
       "div",
-      { class: "columns" },
-      h("div", { class: "stack" }, me.may("operator") && send, h("section", { class: "card" }, h("h2", {}, "Rollouts"), rollouts)),
-      h("section", { class: "card" }, h("h2", {}, "Latest commands"), steps.element),
+      { class: me.may("operator") ? "columns even" : "" },
+      me.may("operator") && send,
+      h("div", { class: "stack" }, card("Rollouts", rollouts), card("Schedules", schedules), card("Latest commands", steps.element)),
     ),
   );
 
@@ -40,15 +43,23 @@ export function commands(main, scope) {
     );
   }
 
+  async function planned() {
+    const { schedules: found } = await api.get("/schedules", { limit: 20 }, scope.signal);
+    if (schedules.contains(document.activeElement) || schedules.querySelector("[open]")) return;
+    fill(schedules, found.length ? found.map((one) => schedule(one, scope, planned)) : h("li", { class: "soft" }, "None yet. A command can be sent later, or again and again."));
+  }
+
   scope.refresh = () => {
-    scope.attempt(list);
-    scope.attempt(() => steps.refresh());
+    for (const work of [list, planned, () => steps.refresh()]) scope.attempt(work);
   };
+  scope.every(10_000, planned);
   scope.attempt(async () => fill(send, h("h2", {}, "Send to many"), ...(await bulk(scope))));
   scope.every(3_000, list);
   scope.attempt(() => steps.refresh());
   scope.follow({ kind: ["command"] }, { command: (event) => steps.step(event) });
 }
+
+const card = (title, what) => h("section", { class: "card" }, h("h2", {}, title), what);
 
 /** The form: a target, its preview, the command. */
 async function bulk(scope) {
@@ -60,6 +71,11 @@ async function bulk(scope) {
   const named = h("textarea", { id: "bulk-named", rows: 3, spellcheck: "false", placeholder: "fridge-7 fridge-8" });
   const atOnce = h("input", { id: "bulk-at-once", type: "number", min: 1, max: 1000, value: 100 });
   const stopAfter = h("input", { id: "bulk-stop", pattern: "[1-9][0-9]*|[0-9]+(\\.[0-9]+)?%", placeholder: "never; 5 or 10%", title: "a number, or a percentage as 10%" });
+  const when = h("select", { id: "bulk-when", onchange: drawWhen }, [["now", "now"], ["once", "once, later"], ["cron", "again and again"]].map(([v, title]) => h("option", { value: v }, title)));
+  const at = h("input", { id: "bulk-at", type: "datetime-local", required: true });
+  const cron = h("input", { id: "bulk-cron", required: true, maxlength: 200, placeholder: "30 2 * * 1-5", spellcheck: "false", autocomplete: "off" });
+  const zone = h("input", { id: "bulk-zone", required: true, maxlength: 64, spellcheck: "false", value: Intl.DateTimeFormat().resolvedOptions().timeZone });
+  const times = h("div", { class: "fields two" });
   const preview = h("div", { class: "preview", role: "status" });
   const filters = h("div", { class: "fields three" }, labelled("Status", status), labelled("Profile", profile), labelled("Tag", tag));
   const names = labelled("Devices", named, "their ids, with spaces or lines between");
@@ -104,14 +120,29 @@ async function bulk(scope) {
         const asked = target();
         if (seen !== JSON.stringify(asked)) await look();
         const order = { ...body, target: asked, at_once: Number(atOnce.value) || undefined, stop_after: stopAfter.value.trim() || undefined };
+        if (when.value !== "now") {
+          const time = when.value === "once" ? { at: new Date(at.value).toISOString() } : { cron: cron.value.trim(), tz: zone.value.trim() };
+          await api.post("/schedules", { ...order, ...time }, scope.signal);
+          toast("It is planned.", "ok");
+          return scope.refresh();
+        }
         const made = await api.post("/rollouts", order, scope.signal);
         toast(`On its way to ${count(made.total)} devices.`, "ok");
-        location.hash = `#/commands/${api.part(made.rollout_id)}`;
+        return (location.hash = `#/commands/${api.part(made.rollout_id)}`);
       }),
     );
     form.querySelector("form button").before(
       h("div", { class: "fields two" }, labelled("At once", atOnce, "unfinished ones"), labelled("Stop after failures", stopAfter)),
+      labelled("When", when),
+      times,
     );
+    drawWhen();
+  }
+
+  function drawWhen() {
+    const fields = { now: [], once: [labelled("At", at, "your time")], cron: [labelled("Minute, hour, day, month, weekday", cron), labelled("Time zone", zone)] };
+    fill(times, fields[when.value]);
+    fill(form.querySelector("button.primary"), when.value === "now" ? "Send to these devices" : "Plan it");
   }
 
   let typing = 0;
@@ -126,6 +157,41 @@ async function bulk(scope) {
   look();
   return [labelled("Who gets it", who), filters, names, preview, form];
 }
+
+/** A schedule that opens: whom it is for, and what became of its last runs. */
+function schedule(one, scope, refresh) {
+  const body = h("div", { class: "steps" });
+  const path = `/schedules/${api.part(one.schedule_id)}`;
+  const open = async () => {
+    const { runs, args, target } = await api.get(path, {}, scope.signal);
+    const cancel = () =>
+      scope.attempt(
+        async () => {
+          await api.post(`${path}/cancel`, undefined, scope.signal);
+          details.open = false;
+          toast(`${one.name} is not sent again.`, "ok");
+          await refresh();
+        },
+        (problem) => toast(problem.message, "bad"),
+      );
+    fill(
+      body,
+      h("p", {}, "To ", targetText(target), args !== null && [", with ", brief(args)]),
+      h("ol", {}, runs.map((run) => h("li", {}, shape(RUNS[run.outcome]), h("b", {}, run.outcome), moment(run.due_at), h("span", {}), run.outcome === "started" ? h("a", { href: `#/commands/${api.part(run.detail)}` }, "its rollout") : h("span", { class: "soft" }, run.detail)))),
+      !runs.length && h("p", { class: "soft" }, "It has not run yet."),
+      one.status === "active" && me.may("operator") && sureButton("Cancel it", "Really cancel it?", cancel),
+    );
+  };
+  const details = h(
+    "details",
+    { ontoggle: () => details.open && scope.attempt(open) },
+    h("summary", {}, chip(one.status), h("b", {}, one.name), h("span", { class: "soft clip" }, one.cron ? [h("code", {}, one.cron), ` ${one.tz}`] : "once"), one.next_at && h("span", { class: "next soft" }, "next ", moment(one.next_at))),
+    body,
+  );
+  return h("li", { "data-schedule": one.schedule_id }, details);
+}
+
+const RUNS = { started: "succeeded", skipped: "expired", refused: "failed" };
 
 // ------------------------------------------------------------------ one rollout
 

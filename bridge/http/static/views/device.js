@@ -3,8 +3,9 @@
 import * as api from "../api.js";
 import { fill, h } from "../dom.js";
 import { FieldChart } from "../chart.js";
+import { measured } from "../fields.js";
 import { Steps } from "../steps.js";
-import { ago, count, duration, json, moment, value } from "../format.js";
+import { ago, brief, count, duration, json, moment, value } from "../format.js";
 import { letterList } from "../letterlist.js";
 import { me } from "../me.js";
 import { presenceLine } from "../presenceline.js";
@@ -160,6 +161,6 @@ export function device(main, scope) {
 const fact = (title, what) => h("div", {}, h("dt", {}, title), h("dd", {}, what));
 
 function message(stream, at, values) {
-  const text = values === null ? "too large to be shown here" : JSON.stringify(values);
-  return h("li", {}, h("details", {}, h("summary", {}, moment(at, true), h("b", {}, stream), h("code", {}, text)), h("pre", {}, json(values))));
+  const text = values === null ? "too large to be shown here" : brief(measured(values));
+  return h("li", {}, h("details", {}, h("summary", {}, moment(at, true), h("b", {}, stream), h("span", { class: "text" }, text)), h("pre", {}, json(values))));
 }

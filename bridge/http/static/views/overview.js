@@ -18,6 +18,7 @@ const PLOTS = {
 };
 
 export function overview(main, scope) {
+  const verdict = h("section", { class: "verdict", role: "status", "aria-label": "Whether all is well" });
   const fleet = h("section", { class: "fleet", "aria-label": "Devices" });
   const plots = h("section", { class: "plots", "aria-label": "The last hour" });
   const ledger = h("section", { class: "card ledger" });
@@ -26,6 +27,7 @@ export function overview(main, scope) {
   fill(
     main,
     h("h1", { class: "unseen" }, "Overview"),
+    verdict,
     fleet,
     plots,
     h(
@@ -40,9 +42,21 @@ export function overview(main, scope) {
 
   async function now() {
     const summary = await api.get("/summary", {}, scope.signal);
+    drawVerdict(verdict, troubles(summary, waiting), summary.devices.known);
     drawFleet(fleet, summary.devices);
     drawLedger(ledger, summary.ledger);
     drawMachine(machine, summary);
+  }
+
+  /** What waits for somebody: refused messages, and devices that are to be approved. */
+  let waiting = {};
+  async function look() {
+    const [{ dead_letters: letters }, { devices }] = await Promise.all([
+      api.get("/dead-letters", { limit: 1 }, scope.signal),
+      api.get("/registry", { quarantined: true, limit: 1 }, scope.signal),
+    ]);
+    waiting = { letters: letters.length, newcomers: devices.length };
+    await now();
   }
 
   async function hour() {
@@ -66,7 +80,9 @@ export function overview(main, scope) {
 
   let told = [];
   function tell(kind, event) {
-    told = [[kind, event], ...told].slice(0, HAPPENINGS);
+    // Of a command its last step is told.
+    const others = kind === "command" ? told.filter(([, one]) => (one.command_id ?? one.id) !== event.id) : told;
+    told = [[kind, event], ...others].slice(0, HAPPENINGS);
     drawNews();
   }
 
@@ -74,14 +90,51 @@ export function overview(main, scope) {
     fill(news, told.length ? told.map(([kind, data]) => line(kind, data)) : h("li", { class: "soft" }, "What happens to devices, their commands and what is refused shows up here."));
 
   scope.refresh = () => {
-    for (const work of [now, hour, before]) scope.attempt(work);
+    for (const work of [look, hour, before]) scope.attempt(work);
   };
   scope.attempt(before);
+  scope.every(10_000, look);
   scope.every(2_000, now);
   scope.every(10_000, hour);
   scope.follow(
     { kind: ["presence", "command", "dead_letter"] },
     Object.fromEntries(["presence", "command", "dead_letter"].map((kind) => [kind, (data) => tell(kind, data)])),
+  );
+}
+
+/** What is not as it should be, the worst first: [status, what, what to do, the place for that]. */
+function troubles({ ledger, database, spool, sinks = [], devices }, { letters, newcomers }) {
+  const some = (n, status) => n > 0 && [status, `${count(n)} ${n === 1 ? "device is" : "devices are"} ${status}`, "See which", `#/devices?status=${status}`];
+  return [
+    ledger.difference !== 0 && ["failed", `${count(Math.abs(ledger.difference))} messages are unaccounted for`, "This is a fault of the bridge: keep its log"],
+    database && database.breaker !== "closed" && ["failed", "The database does not answer", "Start it, or see to the way there: the bridge comes back by itself"],
+    spool?.dropped > 0 && ["failed", `${count(spool.dropped)} rows had no room in the spool and are lost`, "Make room on its disk"],
+    spool?.stuck && ["failed", "The spool cannot be emptied", spool.stuck],
+    spool?.active && ["silent", "Readings wait on the local disk", spool.reason],
+    ...sinks.map((sink) => (sink.trouble || sink.breaker !== "closed") && ["silent", `Sink ${sink.name} does not take what it is given`, sink.trouble ?? "It is tried again"]),
+    some(devices.offline, "offline"),
+    some(devices.silent, "silent"),
+    newcomers > 0 && ["silent", "New devices wait for approval", "See which", "#/admin"],
+    letters > 0 && ["dead_letter", "Messages were refused", "Read them, replay or drop them", "#/letters"],
+  ].filter(Boolean);
+}
+
+function drawVerdict(element, found, devices) {
+  // It is read out when it changes, so it is not touched when it does not.
+  const told = JSON.stringify([found, devices > 0]);
+  if (element.told === told) return;
+  element.told = told;
+  const worst = !found.length ? "ok" : found[0][0] === "failed" ? "bad" : "warn";
+  element.className = `verdict ${worst}`;
+  const title = found.length ? (found.length === 1 ? "One thing needs a look" : `${found.length} things need a look`) : "All is well";
+  fill(
+    element,
+    h("h2", {}, shape({ ok: "succeeded", warn: "silent", bad: "failed" }[worst]), title),
+    found.length
+      ? h("ul", {}, found.map(([status, what, remedy, href]) => h("li", {}, shape(status), h("p", {}, h("b", {}, what), " ", href ? h("a", { href }, remedy) : h("span", { class: "soft" }, remedy)))))
+      : devices
+        ? h("p", { class: "soft" }, "Every device is heard, the database is in reach, and nothing waits for anybody.")
+        : h("p", { class: "soft" }, "No device has been heard of yet: have one publish to ", h("code", {}, "devices/ID/telemetry"), ", or try ", h("code", {}, "mqtt-bridge simulate"), "."),
   );
 }
 
@@ -165,6 +218,7 @@ function drawLedger(element, ledger) {
   );
 }
 
+const ENDS = ["succeeded", "failed", "expired", "cancelled"];
 const REACH = { closed: "in reach", open: "left alone for a while", half_open: "being tried" };
 
 function drawMachine(element, summary) {
@@ -180,8 +234,11 @@ function drawMachine(element, summary) {
   }
   const agents = Object.entries(summary.agents ?? {}).filter(([, n]) => n);
   rows.push(["Agents", agents.map(([activity, n]) => `${count(n)} ${activity}`).join(", ") || "none", ""]);
-  const done = Object.entries(summary.commands ?? {}).filter(([, n]) => n);
-  rows.push(["Commands", done.length ? done.map(([status, n]) => h("span", { class: "inline" }, shape(status), `${count(n)} ${status.replace("_", " ")} `)) : "none yet", ""]);
+  // They are counted at each step: those that have not ended are the difference.
+  const ended = ENDS.map((status) => [status, summary.commands?.[status] ?? 0]);
+  const open = Math.max(0, (summary.commands?.queued ?? 0) - ended.reduce((sum, [, n]) => sum + n, 0));
+  const done = [...ended, ["in_progress", open, "under way"]].filter(([, n]) => n);
+  rows.push(["Commands", done.length ? done.map(([status, n, word = status]) => h("span", { class: "inline" }, shape(status), `${count(n)} ${word} `)) : "none since the start", ""]);
   for (const sink of sinks) {
     rows.push([
       h("span", {}, "Sink ", h("b", {}, sink.name)),
