@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,6 +12,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request
 from tests.acceptance.conftest import make_bridge
 from tests.acceptance.process import BridgeProcess
 from tests.browser.chromium import chromium
+from tests.browser.operator import change
 from tests.waiting import until
 
 __all__ = ["make_bridge"]  # a fixture, which pytest finds here by its name
@@ -19,18 +21,60 @@ PATIENCE = 30_000.0
 """Milliseconds that a browser on a loaded machine may take for what a person sees at once."""
 
 
-@pytest.fixture(scope="module")
+# For the package: one browser and one bridge for all its tests. Not for the session: Playwright's loop must have ended
+# before the async tests of others begin.
+
+
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """A browser of this module's tests."""
+    """The browser."""
     with chromium() as started:
         yield started
 
 
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
-    """A bridge with three simulated devices, for all tests that need no other: each leaves those three as they are."""
-    bridge = BridgeProcess(tmp_path_factory.mktemp("bridge")).start("--simulate", "3")
+ADMIN: Final = "the-admin-token-of-these-tests"
+
+CONFIG: Final = f"""
+[http]
+require_token = true
+token = "{ADMIN}"
+max_failed_logins = 3
+# So a test can come from an address of its own, and be locked out there.
+proxies = ["127.0.0.1"]
+
+[registry]
+unknown = "quarantine"
+
+[profiles.oven]
+match = ["oven-*"]
+
+[profiles.oven.commands.defrost]
+required = ["minutes"]
+
+[profiles.oven.commands.defrost.properties]
+minutes = {{ type = "integer", minimum = 1, maximum = 60 }}
+mode = {{ enum = ["gentle", "fast"] }}
+fan = {{ type = "boolean" }}
+"""
+
+REGISTERED: Final = (
+    "evil", "lamp-0001", "nobody-1", "oven-7", "press-1", "sim-0001", "sim-0002", "sim-0003", "valve-1",
+)  # fmt: skip
+"""The devices of the tests; others have to wait for approval."""
+
+
+@pytest.fixture(scope="package")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
+    """A bridge with three simulated devices, `sim-0001` to `-0003`, for all tests that need no other. Each leaves those
+    three as they are. It asks for a token."""
+    folder = tmp_path_factory.mktemp("bridge")
+    config = folder / "bridge.toml"
+    config.write_text(CONFIG)
+    bridge = BridgeProcess(folder)
+    bridge.token = ADMIN
+    bridge.start("--config", str(config), "--simulate", "3")
     try:
+        change(bridge, "POST", "/registry", {"devices": [{"device_id": device} for device in REGISTERED]})
         until(lambda: len(bridge.online()) == 3, "three simulated devices", 60)
         yield bridge
         bridge.finish()
@@ -45,13 +89,14 @@ OpenPage = Callable[..., Page]
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """Opens the page of a bridge at a place, as `devices`. At the end of the test: nothing was asked of anybody but
-    the bridge, and no script has failed or was refused."""
+    """Opens the page of a bridge at a place, as `devices`, logged in as its admin unless another `token` is given, or
+    None. At the end of the test: nothing was asked of anybody but the bridge, and no script has failed, nor was
+    anything refused by the content security policy."""
     contexts: list[BrowserContext] = []
     asked: list[str] = []
     faults: list[str] = []
 
-    def open_(bridge: BridgeProcess, place: str = "", **options: object) -> Page:
+    def open_(bridge: BridgeProcess, place: str = "", token: str | None = ADMIN, **options: object) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]  # Playwright's many options
         contexts.append(context)
         context.set_default_timeout(PATIENCE)
@@ -74,6 +119,8 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
                 else None
             ),
         )
+        if bridge.token and token:
+            assert context.request.post(bridge.url("/api/v1/session"), data={"token": token}).ok
         page.goto(bridge.url(f"/#/{place}"))
         return page
 

@@ -18,7 +18,10 @@ def publish(bridge: BridgeProcess, topic: str, payload: str) -> None:
 
 def change(bridge: BridgeProcess, method: str, path: str, body: Any) -> None:
     """A change over the API, from somebody else."""
+    headers = {"Content-Type": "application/json"} | (
+        {"Authorization": f"Bearer {bridge.token}"} if bridge.token else {}
+    )
     request = urllib.request.Request(  # noqa: S310 - our own loopback URL
-        bridge.url(f"/api/v1{path}"), json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method
+        bridge.url(f"/api/v1{path}"), json.dumps(body).encode(), headers, method=method
     )
     urllib.request.urlopen(request, timeout=60).close()  # noqa: S310 - our own loopback URL

@@ -192,7 +192,8 @@ export class FieldChart {
 /** uPlot's columns, with nothing drawn across a time without readings. */
 function gaps({ ts, mean, min, max, step }) {
   const columns = [[], [], [], []];
-  const usual = step || 3 * median(ts.slice(1).map((at, i) => at - ts[i]));
+  // A device that sends seldom has no gap between any two of its readings.
+  const usual = Math.max(step, median(ts.slice(1).map((at, i) => at - ts[i])) * (step ? 1 : 3));
   ts.forEach((at, i) => {
     if (i && at - ts[i - 1] > Math.max(usual * 2.5, 5)) {
       columns[0].push(ts[i - 1] + usual);

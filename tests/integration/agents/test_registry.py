@@ -109,6 +109,11 @@ async def test_a_new_device_gets_its_profile_and_keeps_what_the_registry_says(ur
         assert (await described(h, "fz-9") or Entry("")).profile == "door"
 
 
+async def waiting(h: House) -> list[Entry]:
+    """The devices that wait for their approval."""
+    return await h.database.read(lambda c: stored.list_entries(c, 10, quarantined=True))
+
+
 async def test_quarantine_until_it_is_approved(url: str) -> None:
     async with house(url, unknown=Admission.QUARANTINED) as h:
         h.router.attached("a", Line(), listening=True)
@@ -116,7 +121,11 @@ async def test_quarantine_until_it_is_approved(url: str) -> None:
         assert await reasons(h) == ["quarantined"]
         with pytest.raises(RefusedError, match="devices approve a"):
             await h.router.send("a", CommandRequest("reboot"), "test")
+        await h.registry.put([Entry("b")])
+        await h.writer.barrier()
+        assert [one.device_id for one in await waiting(h)] == ["a"]
         await h.registry.admit("a", Admission.ACCEPTED)
+        assert await waiting(h) == []
         assert (await receive(h, "a")).outcome is Outcome.COMMITTED
         await h.registry.admit("a", Admission.QUARANTINED)
         assert (await receive(h, "a")).outcome is Outcome.DEAD_LETTERED
