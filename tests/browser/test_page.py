@@ -260,7 +260,7 @@ def test_the_keyboard_is_enough(shared: BridgeProcess, open_page: OpenPage) -> N
     page.keyboard.press("Enter")
     expect(page.locator("tr[data-device]").first).to_be_visible()
     page.keyboard.press("/")
-    page.keyboard.type("0002")
+    page.keyboard.type("sim-0002")
     expect(page.locator("tr[data-device]")).to_have_count(1)
     tab_to("sim-0002")
     page.keyboard.press("Enter")
