@@ -109,6 +109,7 @@ class Registry:
         device = self._router.cell(device_id)
         device.tell(Device.removed)
         self.kick(device_id, "deleted")
+        self._router.catch_up()
         services.publish(services.topics.of(device_id, "presence"), b"", retain=True)
         await services.writer.barrier()
         while await services.writer.submit(lambda connection: stored.delete_some(connection, device_id, PORTION)):

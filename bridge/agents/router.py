@@ -13,8 +13,9 @@ from typing import Final, final
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bridge.agents.arrivals import Arrivals
 from bridge.agents.book import Accepted
-from bridge.agents.cell import Cell
+from bridge.agents.cell import Cell, Control
 from bridge.agents.device import Device
 from bridge.agents.services import Services
 from bridge.agents.sleepers import Sleepers
@@ -47,6 +48,7 @@ class Router:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._cells: dict[str, Cell] = {}
+        self._arrivals = Arrivals(services.loop, self._arrived)
         self.sleepers: Final = Sleepers()
         self.on_relief: Callable[[], None] | None = None
         services.writer.on_relief = self._relieved
@@ -76,11 +78,15 @@ class Router:
 
     def attached(self, device_id: str, link: Link, *, listening: bool) -> None:
         """A connection speaks for a device."""
-        self.cell(device_id).tell(lambda device: device.attached(link, listening=listening))
+        self._arrivals.add((device_id, lambda device: device.attached(link, listening=listening)))
 
     def detached(self, device_id: str, link: Link, cause: str) -> None:
         """A connection that spoke for a device is gone."""
-        self.cell(device_id).tell(lambda device: device.detached(link, cause))
+        self._arrivals.add((device_id, lambda device: device.detached(link, cause)))
+
+    def _arrived(self, arrival: tuple[str, Control]) -> None:
+        device_id, control = arrival
+        self.cell(device_id).tell(control)
 
     # ------------------------------------------------------------------ from the operator
 
@@ -144,6 +150,10 @@ class Router:
             cell.tell(control)
         else:
             self.sleepers.take(device_id)
+
+    def catch_up(self) -> None:
+        """Tell the agents now of all connections that have come and gone."""
+        self._arrivals.flush()
 
     def renew(self, device_id: str) -> None:
         """Have a device that is in memory loaded anew."""
@@ -211,6 +221,7 @@ class Router:
             log.warning("the end of this run is not noted: the next one jumps ahead in its epochs", error=repr(error))
 
     async def _finish(self, timeout: float) -> None:
+        self.catch_up()
         cells = list(self._cells.values())
         try:
             async with asyncio.timeout(timeout):
