@@ -278,9 +278,10 @@ class Cell:
         if self._next_tick <= now + delay:
             return  # the timer that is set is early enough, even if its time has come and the wheel is not there yet
         self._next_tick = now + delay
-        wheel.call_after(delay, self._tick)
+        wheel.call_after(delay, self)
 
-    def _tick(self) -> None:
+    def __call__(self) -> None:
+        """The wheel's call. It holds the cell itself: a method of it would be one more object for every timer."""
         if self._services.wheel.now() < self._next_tick:
             return  # an earlier timer has taken its place, and has set the next one
         self._next_tick = float("inf")

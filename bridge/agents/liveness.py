@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol, final
 import msgspec
 
 from bridge.agents.book import Host
+from bridge.agents.links import Links
 from bridge.agents.services import Services
 from bridge.errors import RefusedError
 from bridge.messages import Link, Message
@@ -48,7 +49,7 @@ class Liveness:
         self._device = device
         self._services = services
         self._host = host
-        self._links: dict[Link, bool] = {}
+        self._links = Links()
         self._counted_as = presence.status
         self._pings: tuple[float, ...] = ()
         """When the pings were sent that may still be answered."""
@@ -66,20 +67,19 @@ class Liveness:
     @property
     def listening(self) -> bool:
         """Whether the device can be sent something now."""
-        return any(self._links.values())
+        return self._links.listening
 
     def attached(self, link: Link, *, listening: bool) -> bool:
         """A connection speaks for the device; whether it is one that begins to listen now."""
         now = self._services.clock()
-        listened = self._links.get(link)
-        self._links[link] = listening or listened is True
+        listened = self._links.put(link, listens=listening)
         self._transition(self.presence.connected(now) if listened is None else self.presence.heard(now))
         self._host.call_before(self.next_check())
         return listening and not listened
 
     def detached(self, link: Link, cause: str) -> None:
         """A connection that spoke for the device is gone."""
-        if self._links.pop(link, None) is None or self._links:
+        if not self._links.take(link) or self._links:
             return
         self._pings = ()
         self._transition(self.presence.gone(self._services.clock(), cause))

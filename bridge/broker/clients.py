@@ -164,7 +164,7 @@ class Clients:
             owner.restore(delivery, message.packet_id)
         for client_id, packet_id in kept.taken:
             if client_id in self.sessions:
-                self.sessions[client_id].inbound[packet_id] = TAKEN
+                self.sessions[client_id].receive(packet_id, TAKEN)
         for topic, payload, qos in kept.retained:
             self._exchange.restore_retained(topic, payload, qos)
         self._restored = True

@@ -81,15 +81,21 @@ class Connection(Promises):
     While the intake is congested, packets are taken no longer than until the end of what has just arrived.
     """
 
-    __slots__ = ("_address", "_answer", "_devices", "_patience", "_routes", "_will", "client_id", "due", "limit")
+    __slots__ = (
+        "_address", "_answer", "_devices", "_patience", "_route", "_routes", "_will", "client_id", "due", "limit",
+    )  # fmt: skip
 
     _broker: ConnectionBroker
 
     def __init__(self, broker: ConnectionBroker) -> None:
         super().__init__(broker)
         self._address: str | None = None
-        self._routes: dict[bytes, Route] = {}
-        self._devices: set[str] | None = None
+        self._route: Route | None = None
+        """Where its last message went: for a device with one topic, where all go."""
+        self._routes: dict[bytes, Route] | None = None
+        """By topic, if there are several."""
+        self._devices: tuple[str, ...] | set[str] = ()
+        """For whom it speaks: nearly always one device, for which no set is needed."""
         self._will: packets.Will | None = None
         self._patience = 0
         """Ticks of silence that are too many; 0 for none."""
@@ -176,9 +182,9 @@ class Connection(Promises):
         if body > stop or first in _BAD_PUBLISH:
             raise ProtocolError("PUBLISH too short, of QoS 3 [MQTT-3.3.1-4], or DUP with QoS 0 [MQTT-3.3.1-2]")
         name = data[begin:end]
-        route = self._routes.get(name)
-        if route is None:
-            route = self._learn(name)
+        route = self._route
+        if route is None or route.name != name:
+            route = self._find(name)
             if route is None:
                 return bool(self._held & CLOSED)
         packet_id = 0
@@ -206,7 +212,7 @@ class Connection(Promises):
         if route.version != tree.version:
             route.wild = tree.wild(route.topic)
             route.version = tree.version
-        if route.wild or route.topic in tree.exact:
+        if route.wild or tree.names(route.topic):
             exchange.forward(route.topic, payload, qos, route.wild)
         broker.intake.deliver(Message(address, payload, now, receipt))
         return True
@@ -238,9 +244,26 @@ class Connection(Promises):
         session = self._session()
         return None if session.clean else (session.client_id, packet_id)
 
+    def _find(self, name: bytes) -> Route | None:
+        """What another topic than the last message's means to this client, remembered for its next message. None if it
+        may not publish there (the connection is closed), or if plugins have to be asked first."""
+        routes = self._routes
+        route = None if routes is None else routes.get(name)
+        if route is None:
+            route = self._learn(name)
+            if route is None:
+                return None
+            if self._route is not None:
+                if routes is None:
+                    routes = self._routes = {self._route.name: self._route}
+                elif len(routes) >= MAX_ROUTES:
+                    routes.clear()
+                routes[name] = route
+        self._route = route
+        return route
+
     def _learn(self, name: bytes) -> Route | None:
-        """What a topic means to this client, remembered for its next message. None if it may not publish there (the
-        connection is closed), or if plugins have to be asked first."""
+        """The same for a topic that is new to this connection."""
         topic = packets.utf8(name)
         packets.check_topic_name(topic)
         broker = self._broker
@@ -265,9 +288,6 @@ class Connection(Promises):
         if route.address is not None and route.address.from_device:
             rule = route.address.rule
             self.speak_for(route.address.device_id, listening=rule is not None and rule.listens)
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
-        self._routes[name] = route
         return route
 
     def _answered(self, topic: str, allowed: bool) -> None:
@@ -275,12 +295,14 @@ class Connection(Promises):
 
     def speak_for(self, device_id: str, *, listening: bool) -> None:
         """Bind this connection to a device: the device is there while the connection is."""
-        if self._devices is None:
-            self._devices = set()
-        if device_id not in self._devices:
-            if len(self._devices) >= MAX_DEVICES:
+        devices = self._devices
+        if device_id not in devices:
+            if len(devices) >= MAX_DEVICES:
                 return
-            self._devices.add(device_id)
+            if isinstance(devices, set):
+                devices.add(device_id)
+            else:
+                self._devices = {*devices, device_id} if devices else (device_id,)
         elif not listening:
             return
         self._broker.intake.attached(device_id, self, listening=listening)
@@ -297,7 +319,8 @@ class Connection(Promises):
         self._patience = ticks(connect.keepalive * 1.5) if connect.keepalive else 0
         self._look_in(connect.keepalive * 1.5 or LOOK_EVERY)
         self.send(packets.connack(packets.ACCEPTED, session_present=resumed))
-        self.resend()
+        if resumed:
+            self.resend()
 
     def refuse(self, code: int, cause: str, detail: str) -> None:
         """Answer CONNECT with a refusal, then close [MQTT-3.2.2-5]."""
@@ -352,11 +375,11 @@ class Connection(Promises):
         told = "error" if cause in _TOLD else cause
         if cause == "disconnected" and self._will is not None:
             told = "will"
-        for device_id in self._devices or ():
+        for device_id in self._devices:
             self._broker.intake.detached(device_id, self, told)
-        self._devices = None
+        self._devices = ()
         self._rest = None
-        self._routes = {}
+        self._route = self._routes = None
         will, self._will = self._will, None
         self._broker.closed(self, None if cause == "shutdown" else will)
         self._tell_settled()

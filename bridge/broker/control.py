@@ -112,17 +112,17 @@ class Control:
         if known is None or store is None or session.clean:
             if known is not None and known is not TAKEN:
                 raise ProtocolError("PUBREL before PUBREC [MQTT-4.3.3-1]")
-            session.inbound.pop(packet_id, None)
+            session.release(packet_id)
             connection.send(packets.pubcomp(packet_id))
             return
         if known is not TAKEN and known is not RELEASING:
             raise ProtocolError("PUBREL before PUBREC [MQTT-4.3.3-1]")
-        session.inbound[packet_id] = RELEASING
+        session.receive(packet_id, RELEASING)
 
         def released(done: object) -> None:
             # Not before it is durable: else a message of the same identifier would be taken for a repetition.
             if session.inbound.get(packet_id) is RELEASING:
-                del session.inbound[packet_id]
+                session.release(packet_id)
             if session.connection is not None:
                 session.connection.send(packets.pubcomp(packet_id))
 

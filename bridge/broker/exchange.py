@@ -65,7 +65,7 @@ class Exchange:
 
     def forward(self, topic: str, payload: bytes, qos: int, wild: Mapping[Session, int]) -> None:
         """Give a message for an agent to its other subscribers; `wild` is who subscribed by wildcards."""
-        self._spread(merged(self.tree.exact.get(topic), wild), topic, payload, qos)
+        self._spread(merged(self.tree.exact(topic), wild), topic, payload, qos)
 
     def pass_on(
         self, topic: str, payload: bytes, qos: int, retain: bool, once: tuple[str, int] | None = None
@@ -93,7 +93,7 @@ class Exchange:
         if retain:
             self.retain(topic, payload, qos)
         wild = self.tree.wild(topic)
-        exact = self.tree.exact.get(topic) or {}
+        exact = self.tree.exact(topic)
         once = None if on_ack is None else _Once(on_ack)
         name = topic.encode()
         reached = 0

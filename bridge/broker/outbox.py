@@ -88,7 +88,7 @@ class Outbox(Wire):
             if delivery.released:
                 self.send(packets.pubrel(packet_id))
             elif delivery.expires_at is not None and delivery.expired(self._broker.clock()):
-                del self._session().inflight[packet_id]
+                self._session().drop(packet_id)
                 self._broker.exchange.dropped(self._session(), delivery, "expired")
             else:
                 self._send_started(delivery, packet_id, dup=True)

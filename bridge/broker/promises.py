@@ -44,7 +44,7 @@ class Promises(Outbox):
         if promise.qos == 0:
             return
         if promise.qos == 2:
-            self._session().inbound[promise.packet_id] = promise
+            self._session().receive(promise.packet_id, promise)
         share = self._broker.share
         pending = self._pending
         if not pending:
@@ -94,9 +94,9 @@ class Promises(Outbox):
         session = self._session()
         if promise.qos == 2 and session.inbound.get(promise.packet_id) is promise:
             if outcome is Outcome.RETRY:
-                del session.inbound[promise.packet_id]
+                session.release(promise.packet_id)
             else:
-                session.inbound[promise.packet_id] = TAKEN
+                session.receive(promise.packet_id, TAKEN)
             if session.connection is not None and session.connection is not self:
                 session.connection.flush_later()
         self.flush_later()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 from bridge.broker.session import Session
+from bridge.broker.subscriptions import NOBODY
 from bridge.errors import RefusedError
 from bridge.messages import Address
 from bridge.topics import Topics
@@ -12,16 +14,17 @@ from bridge.topics import Topics
 
 @final
 class Route:
-    """What is known of a topic that something was published to. `wild` is who subscribed to it by a wildcard, when the
-    subscriptions were at `version`."""
+    """What is known of a topic that something was published to: its `name` as it is sent, and who subscribed to it by a
+    wildcard (`wild`), when the subscriptions were at `version`."""
 
-    __slots__ = ("address", "refusal", "topic", "version", "wild")
+    __slots__ = ("address", "name", "refusal", "topic", "version", "wild")
 
     def __init__(self, topic: str, address: Address | None, refusal: RefusedError | None) -> None:
         self.topic = topic
+        self.name = topic.encode()
         self.address = address
         self.refusal = refusal
-        self.wild: dict[Session, int] = {}
+        self.wild: Mapping[Session, int] = NOBODY
         self.version = -1
 
 

@@ -4,13 +4,15 @@ connections (MQTT 3.1.1, 3.1.2.4 and 4.4). Pure: it decides what is to be sent; 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Final, Protocol, final
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Protocol, final
 
 from bridge.broker.access import Rights
 from bridge.receipts import Outcome, Receipt
 
 MAX_PACKET_ID: Final = 65_535
+_NONE: Final[Mapping[int, Any]] = MappingProxyType({})
 
 
 @final
@@ -99,7 +101,7 @@ class Session:
     """
 
     __slots__ = (
-        "_last_id", "_queue", "absent_since", "clean", "client_id", "connection", "guest", "inbound", "inflight",
+        "_inbound", "_inflight", "_last_id", "_queue", "absent_since", "clean", "client_id", "connection", "guest",
         "rights", "subscriptions", "username",
     )  # fmt: skip
 
@@ -114,14 +116,35 @@ class Session:
         self.absent_since = 0.0
         """Unix seconds of the end of the last connection."""
         self.subscriptions: dict[str, int] = {}
-        self.inflight: dict[int, Delivery] = {}
-        """By packet identifier, in the order of sending [MQTT-4.6.0-6]."""
-        self.inbound: dict[int, Promise] = {}
-        """QoS 2 messages by packet identifier, from PUBLISH until their PUBREL is done [MQTT-4.3.3-2]."""
         self.guest: object | None = None
         """The session as amqtt's plugins see it, where there are plugins."""
+        self._inflight: dict[int, Delivery] | None = None
+        self._inbound: dict[int, Promise] | None = None
         self._queue: deque[Delivery] | None = None
         self._last_id = 0
+
+    @property
+    def inflight(self) -> Mapping[int, Delivery]:
+        """Messages to the client by packet identifier, in the order of sending [MQTT-4.6.0-6]."""
+        return self._inflight or _NONE
+
+    @property
+    def inbound(self) -> Mapping[int, Promise]:
+        """QoS 2 messages by packet identifier, from PUBLISH until their PUBREL is done [MQTT-4.3.3-2]."""
+        return self._inbound or _NONE
+
+    def receive(self, packet_id: int, promise: Promise) -> None:
+        """Note what is promised about a QoS 2 message from the client."""
+        if self._inbound is None:
+            self._inbound = {}
+        self._inbound[packet_id] = promise
+
+    def release(self, packet_id: int) -> None:
+        """Forget it."""
+        if self._inbound is not None:
+            self._inbound.pop(packet_id, None)
+            if not self._inbound:
+                self._inbound = None
 
     @property
     def queued(self) -> int:
@@ -136,13 +159,16 @@ class Session:
 
     def start(self, delivery: Delivery) -> int:
         """Put a QoS 1 or 2 message in flight; returns its packet identifier, one not in use [MQTT-2.3.1-2]."""
+        inflight = self._inflight
+        if inflight is None:
+            inflight = self._inflight = {}
         packet_id = self._last_id
         while True:
             packet_id = packet_id % MAX_PACKET_ID + 1
-            if packet_id not in self.inflight:
+            if packet_id not in inflight:
                 break
         self._last_id = packet_id
-        self.inflight[packet_id] = delivery
+        inflight[packet_id] = delivery
         return packet_id
 
     def restore(self, delivery: Delivery, packet_id: int | None) -> None:
@@ -150,7 +176,9 @@ class Session:
         if packet_id is None:
             self.enqueue(delivery)
         else:
-            self.inflight[packet_id] = delivery
+            if self._inflight is None:
+                self._inflight = {}
+            self._inflight[packet_id] = delivery
             self._last_id = packet_id
 
     def next(self, max_inflight: int) -> Delivery | None:
@@ -166,16 +194,16 @@ class Session:
     def acknowledged(self, packet_id: int) -> Delivery | None:
         """A PUBACK has come: the QoS 1 message that is done; None if there is none such."""
         delivery = self.inflight.get(packet_id)
-        if delivery is None or delivery.qos != 1:
-            return None
-        return self.inflight.pop(packet_id)
+        return None if delivery is None or delivery.qos != 1 else self.drop(packet_id)
 
     def completed(self, packet_id: int) -> Delivery | None:
         """A PUBCOMP has come: the QoS 2 message that is done; None if there is none such."""
         delivery = self.inflight.get(packet_id)
-        if delivery is None or not delivery.released:
-            return None
-        return self.inflight.pop(packet_id)
+        return None if delivery is None or not delivery.released else self.drop(packet_id)
+
+    def drop(self, packet_id: int) -> Delivery | None:
+        """Take a message out of flight."""
+        return None if self._inflight is None else self._inflight.pop(packet_id, None)
 
     def forget(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
         """Drop from the queue and from what is in flight. A QoS 2 message whose PUBREC has come stays until the
@@ -186,7 +214,7 @@ class Session:
             self._queue = deque(kept) if kept else None
         for packet_id, delivery in list(self.inflight.items()):
             if not delivery.released and unwanted(delivery):
-                del self.inflight[packet_id]
+                self.drop(packet_id)
                 dropped.append(delivery)
         return dropped
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Generic, TypeVar, final
+from types import MappingProxyType
+from typing import Any, Final, Generic, NamedTuple, TypeVar, final
 
 S = TypeVar("S")
 
@@ -17,6 +18,15 @@ class _Node(Generic[S]):
         self.subscribers: dict[S, int] | None = None
 
 
+class _Only(NamedTuple, Generic[S]):
+    # Who alone subscribed to a topic: a third of what a dictionary takes, and most topics have one subscriber.
+    subscriber: S
+    qos: int
+
+
+NOBODY: Final[Mapping[Any, int]] = MappingProxyType({})
+
+
 @final
 class SubscriptionTree(Generic[S]):
     """Filters, and who subscribed to them at which QoS (MQTT 3.1.1, 4.7).
@@ -26,11 +36,10 @@ class SubscriptionTree(Generic[S]):
     `version`: what was found for a topic in the tree stays true while devices come and go.
     """
 
-    __slots__ = ("_root", "count", "exact", "version")
+    __slots__ = ("_exact", "_root", "count", "version")
 
     def __init__(self) -> None:
-        self.exact: Final[dict[str, dict[S, int]]] = {}
-        """Who subscribed to a topic itself. To be looked at, not changed."""
+        self._exact: dict[str, _Only[S] | dict[S, int]] = {}
         self._root: _Node[S] = _Node()
         self.count = 0
         self.version = 0
@@ -52,7 +61,13 @@ class SubscriptionTree(Generic[S]):
             subscribers = node.subscribers
             self.version += 1
         else:
-            subscribers = self.exact.setdefault(topic_filter, {})
+            known = self._exact.get(topic_filter)
+            if known is None:
+                self._exact[topic_filter] = _Only(subscriber, qos)
+                self.count += 1
+                return
+            subscribers = known if isinstance(known, dict) else {known.subscriber: known.qos}
+            self._exact[topic_filter] = subscribers
         self.count += subscriber not in subscribers
         subscribers[subscriber] = qos
 
@@ -61,10 +76,13 @@ class SubscriptionTree(Generic[S]):
         if has_wildcard(topic_filter):
             removed = self._remove_wild(topic_filter, subscriber)
         else:
-            subscribers = self.exact.get(topic_filter)
-            removed = subscribers is not None and subscribers.pop(subscriber, None) is not None
-            if not subscribers and subscribers is not None:
-                del self.exact[topic_filter]
+            known = self._exact.get(topic_filter)
+            if isinstance(known, dict):
+                removed = known.pop(subscriber, None) is not None
+            else:
+                removed = known is not None and known.subscriber == subscriber
+            if removed and (not known or isinstance(known, _Only)):
+                del self._exact[topic_filter]
         self.count -= removed
         return removed
 
@@ -91,17 +109,28 @@ class SubscriptionTree(Generic[S]):
     @property
     def empty(self) -> bool:
         """Whether not even a branch is left."""
-        return not self.exact and not self._root.children
+        return not self._exact and not self._root.children
 
     def match(self, topic: str) -> Mapping[S, int]:
         """Who gets a message on `topic`, each once, at the highest QoS of their matching filters [MQTT-3.3.5-1]."""
-        return merged(self.exact.get(topic), self.wild(topic))
+        return merged(self.exact(topic), self.wild(topic))
 
-    def wild(self, topic: str) -> dict[S, int]:
+    def names(self, topic: str) -> bool:
+        """Whether somebody subscribed to the topic itself."""
+        return topic in self._exact
+
+    def exact(self, topic: str) -> Mapping[S, int]:
+        """As `match`, by the filter alone that is the topic itself. To be looked at, not kept."""
+        known = self._exact.get(topic)
+        if known is None:
+            return NOBODY
+        return known if isinstance(known, dict) else {known.subscriber: known.qos}
+
+    def wild(self, topic: str) -> Mapping[S, int]:
         """As `match`, by filters with wildcards alone."""
-        found: dict[S, int] = {}
         if not self._root.children:
-            return found
+            return NOBODY
+        found: dict[S, int] = {}
         nodes = [self._root]
         # A topic that begins with $ is not matched by a filter that begins with a wildcard [MQTT-4.7.2-1].
         wild = not topic.startswith("$")
@@ -124,7 +153,7 @@ class SubscriptionTree(Generic[S]):
             wild = True
             nodes = below
             if not nodes:
-                return found
+                return found or NOBODY
         for node in nodes:
             if node.subscribers:
                 _merge(found, node.subscribers)
@@ -132,10 +161,10 @@ class SubscriptionTree(Generic[S]):
             child = None if node.children is None else node.children.get("#")
             if child is not None and child.subscribers:
                 _merge(found, child.subscribers)
-        return found
+        return found or NOBODY
 
 
-def merged(exact: Mapping[S, int] | None, wild: Mapping[S, int]) -> Mapping[S, int]:
+def merged(exact: Mapping[S, int], wild: Mapping[S, int]) -> Mapping[S, int]:
     """All of both, each at the highest QoS. May return one of its arguments."""
     if not exact:
         return wild
