@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Any, Final, TypeVar, final
 
 T = TypeVar("T")
@@ -76,11 +77,7 @@ class Offload:
             return
         workers = list((processes._processes or {}).values())  # there is no other way to end one that does not return
         processes.shutdown(wait=False, cancel_futures=True)
-        joins = [asyncio.to_thread(worker.join, STOP_WITHIN) for worker in workers]
-        await asyncio.gather(*joins)
-        for worker in workers:
-            if worker.is_alive():
-                worker.kill()
+        await asyncio.gather(*(asyncio.to_thread(_end, worker) for worker in workers))
 
     def _release(self, turns: asyncio.Semaphore) -> None:
         self.running -= 1
@@ -101,6 +98,13 @@ class Offload:
 def _call_in(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(callback)
+
+
+def _end(worker: BaseProcess) -> None:
+    worker.join(STOP_WITHIN)
+    if worker.is_alive():
+        worker.kill()
+        worker.join()
 
 
 def _begin() -> None:
