@@ -98,7 +98,7 @@ class BridgeProcess:
 
     def refuse(self, *arguments: str) -> int:
         """Start `serve`, which must end by itself, and return its exit code."""
-        code = self.launch(*arguments).wait(30)
+        code = self.launch(*arguments).wait(60)
         self.ended = True
         return code
 

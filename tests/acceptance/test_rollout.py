@@ -65,8 +65,8 @@ def test_a_rollout_that_fails_stops_and_says_so_with_its_exit_code(simulated: Br
 
 
 def test_what_was_sent_is_listed_and_called_off(bridge: BridgeProcess) -> None:
-    command_id = bridge.run("send", "nobody", "reboot", "--no-wait").stdout.strip()
-    rollout_id = bridge.run("send", "no-1", "no-2", "reboot", "--no-wait").stdout.strip()
+    command_id = bridge.run("send", "nobody", "reboot", "--ttl", "600", "--no-wait").stdout.strip()
+    rollout_id = bridge.run("send", "no-1", "no-2", "reboot", "--ttl", "600", "--no-wait").stdout.strip()
     schedule_id = bridge.run("send", "nobody", "reboot", "--cron", "30 2 * * *", "--tz", "Europe/Berlin").stdout.strip()
     for what, kind in ((command_id, "commands"), (rollout_id, "rollouts"), (schedule_id, "schedules")):
         called_off = bridge.run("cancel", what)

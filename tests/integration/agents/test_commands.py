@@ -16,7 +16,7 @@ from bridge.receipts import Outcome
 from bridge.storage import commands as stored
 from bridge.storage import deadletters
 from tests.integration.agents.house import House, Line, Sent, house
-from tests.integration.agents.test_agents import until
+from tests.waiting import eventually
 
 REQUEST = "devices/d1/command/request"
 STATUS = "devices/d1/command/status"
@@ -45,7 +45,7 @@ async def test_a_request_that_is_not_acknowledged_is_sent_again_with_the_same_id
     async with house(url) as built:
         built.router.attached("d1", Line(), listening=True)
         command, _ = await built.router.send("d1", CommandRequest("open", ttl=2.5, attempts=3, retry_after=0.1), "api")
-        await until(lambda: built.bodies(STATUS) and built.bodies(STATUS)[-1]["status"] == "expired")
+        await eventually(lambda: built.bodies(STATUS) and built.bodies(STATUS)[-1]["status"] == "expired")
         assert [sent.body["id"] for sent in requests(built)] == [command.command_id] * 3
         assert await steps(built, command.command_id) == [
             ("queued", "api"), ("sent", "device_listening"), ("sent", "retry"), ("sent", "retry"),
@@ -59,18 +59,18 @@ async def test_what_the_device_has_acknowledged_is_not_sent_again_not_even_on_it
         line = Line()
         built.router.attached("d1", line, listening=True)
         command, _ = await built.router.send("d1", CommandRequest("open", ttl=1.5), "api")
-        await until(lambda: requests(built))
+        await eventually(lambda: requests(built))
         acknowledge(requests(built)[0])
-        await until(lambda: built.bodies(STATUS)[-1]["status"] == "delivered")
+        await eventually(lambda: built.bodies(STATUS)[-1]["status"] == "delivered")
         sent = len(requests(built))
         built.router.detached("d1", line, "error")
         built.router.attached("d1", Line(), listening=True)
-        await until(lambda: built.bodies(STATUS)[-1]["status"] == "expired")
+        await eventually(lambda: built.bodies(STATUS)[-1]["status"] == "expired")
         assert len(requests(built)) == sent
         # An acknowledgement that comes twice, or late, says nothing new.
         acknowledge(requests(built)[0])
         respond(built, command.command_id, "succeeded")
-        await until(lambda: built.ledger.in_flight == 0)
+        await eventually(lambda: built.ledger.in_flight == 0)
         assert (await steps(built, command.command_id))[-2:] == [
             ("expired", "deadline"),
             ("succeeded", "late_response"),
@@ -82,13 +82,13 @@ async def test_a_new_connection_is_sent_what_was_not_acknowledged_on_the_last_on
         line = Line()
         built.router.attached("d1", line, listening=True)
         command, _ = await built.router.send("d1", CommandRequest("open", attempts=2), "api")
-        await until(lambda: len(requests(built)) == 1)
+        await eventually(lambda: len(requests(built)) == 1)
         for connection in range(3):
             built.router.detached("d1", line, "error")
             line = Line(f"c{connection}")
             built.router.attached("d1", line, listening=True)
         probe, _ = await built.router.send("d1", CommandRequest("probe"), "api")
-        await until(lambda: requests(built)[-1].body["id"] == probe.command_id)
+        await eventually(lambda: requests(built)[-1].body["id"] == probe.command_id)
         assert [sent.body["id"] for sent in requests(built)[:-1]] == [command.command_id] * 2
         assert (await steps(built, command.command_id))[1:] == [("sent", "device_listening"), ("sent", "reconnect")]
 
@@ -98,13 +98,13 @@ async def test_a_command_is_sent_again_after_a_restart_with_the_attempts_that_ar
         built.router.attached("d1", Line(), listening=True)
         command, _ = await built.router.send("d1", CommandRequest("open", attempts=2), "api")
         once, _ = await built.router.send("d1", CommandRequest("once", attempts=1), "api")
-        await until(lambda: len(requests(built)) == 2)
+        await eventually(lambda: len(requests(built)) == 2)
     async with house(url) as built:
         built.router.attached("d1", Line(), listening=True)
-        await until(lambda: requests(built))
+        await eventually(lambda: requests(built))
         respond(built, command.command_id, "succeeded")
         respond(built, once.command_id, "succeeded")
-        await until(lambda: [b["status"] for b in built.bodies(STATUS)].count("succeeded") == 2)
+        await eventually(lambda: [b["status"] for b in built.bodies(STATUS)].count("succeeded") == 2)
         assert [sent.body["id"] for sent in requests(built)] == [command.command_id]
 
 
@@ -117,8 +117,8 @@ async def test_the_same_key_for_something_else_is_refused_and_the_stored_command
             assert refused.value.reason == "key_conflict"
         again = built.receive("devices/d1/command", b'{"name":"open","args":{"door":1},"id":"k"}')
         wrong = built.receive("devices/d1/command", b'{"name":"close","id":"k"}')
-        await until(lambda: again.outcome and wrong.outcome)
-        await until(lambda: built.services.census.refused["key_conflict"])
+        await eventually(lambda: again.outcome and wrong.outcome)
+        await eventually(lambda: built.services.census.refused["key_conflict"])
         await built.writer.barrier()
         letters = await built.database.read(lambda connection: deadletters.list_dead_letters(connection, 10))
         assert [(letter.reason, letter.payload) for letter in letters] == [
@@ -134,19 +134,19 @@ async def test_a_cancelled_command_is_over_and_a_device_that_has_it_is_told(url:
             built.router.attached("d1", Line(), listening=True)
         command, _ = await built.router.send("d1", CommandRequest("open"), "api")
         if delivered:
-            await until(lambda: requests(built))
+            await eventually(lambda: requests(built))
         assert await built.router.cancel("d1", command.command_id, "api")
         assert not await built.router.cancel("d1", command.command_id, "api"), "it is over"
         assert not await built.router.cancel("d1", "nonsense", "api")
         assert built.bodies(CANCEL) == ([{"id": command.command_id}] if delivered else [])
         answer = respond(built, command.command_id, "succeeded")
-        await until(lambda: answer.outcome)
+        await eventually(lambda: answer.outcome)
         assert answer.outcome is Outcome.COMMITTED
         assert (await steps(built, command.command_id))[-2:] == [("cancelled", "api"), ("succeeded", "late_response")]
         if not delivered:
             built.router.attached("d1", Line(), listening=True)
             await built.router.send("d1", CommandRequest("probe"), "api")
-            await until(lambda: requests(built))
+            await eventually(lambda: requests(built))
             assert [sent.body["name"] for sent in requests(built)] == ["probe"]
 
 
@@ -177,9 +177,9 @@ async def test_an_agent_carries_out_its_own_commands_without_the_device(url: str
         built.router.cell("d1").tell(engage)
         command, _ = await built.router.send("d1", CommandRequest("defrost"), "api")
         await built.router.send("d1", CommandRequest("open"), "api")
-        await until(lambda: any(body["status"] == "succeeded" for body in built.bodies(STATUS)))
+        await eventually(lambda: any(body["status"] == "succeeded" for body in built.bodies(STATUS)))
         assert (await butler).executed == [command.command_id]
         assert await steps(built, command.command_id) == [("queued", "api"), ("sent", "agent"), ("succeeded", "agent")]
         built.router.attached("d1", Line(), listening=True)
-        await until(lambda: requests(built))
+        await eventually(lambda: requests(built))
         assert [sent.body["name"] for sent in requests(built)] == ["open"]

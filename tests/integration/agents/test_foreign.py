@@ -8,7 +8,7 @@ from bridge.settings import Settings
 from bridge.storage import commands as stored
 from bridge.storage import registry, telemetry
 from tests.integration.agents.house import House, Line, house
-from tests.integration.agents.test_agents import until
+from tests.waiting import eventually
 
 PROFILES = Settings(
     profiles={
@@ -39,7 +39,7 @@ STATE = b'{"Time":"2024-02-24T22:20:38","UptimeSec":611,"POWER":"OFF","Wifi":{"A
 
 async def receive(house: House, topic: str, payload: bytes) -> Receipt:
     receipt = house.receive(topic, payload)
-    await until(lambda: receipt.outcome)
+    await eventually(lambda: receipt.outcome)
     return receipt
 
 
@@ -63,7 +63,7 @@ async def test_tasmota(url: str) -> None:
             (await h.router.send("plug", CommandRequest(name, {"value": "ON"}), "test"))[0].command_id
             for name in ("POWER", "Powr")
         ]
-        await until(lambda: len([sent for sent in h.sent if sent.topic.startswith("cmnd/")]) == 2)
+        await eventually(lambda: len([sent for sent in h.sent if sent.topic.startswith("cmnd/")]) == 2)
         assert [(s.topic, s.body) for s in h.sent if s.topic.startswith("cmnd/")] == [
             ("cmnd/plug/POWER", "ON"),
             ("cmnd/plug/Powr", "ON"),
@@ -91,8 +91,8 @@ async def test_zigbee2mqtt(url: str) -> None:
         await receive(h, "zigbee2mqtt/Temperatur Balkon", b'{"temperature":27.34,"humidity":44.72}')
         assert await readings(h, device_id, "default") == ['{"temperature":27.34,"humidity":44.72}']
         await h.router.send(device_id, CommandRequest("set", {"state": "OFF"}), "test")
-        await until(lambda: h.bodies("zigbee2mqtt/Temperatur Balkon/set") == [{"state": "OFF"}])
-        await until(lambda: h.bodies(f"devices/{device_id}/command/status")[-1]["status"] == "succeeded")
+        await eventually(lambda: h.bodies("zigbee2mqtt/Temperatur Balkon/set") == [{"state": "OFF"}])
+        await eventually(lambda: h.bodies(f"devices/{device_id}/command/status")[-1]["status"] == "succeeded")
         await receive(h, "zigbee2mqtt/Temperatur Balkon/availability", b"offline")
         await receive(h, "zigbee2mqtt/Temperatur Balkon/availability", b"perhaps")
         assert h.bodies(f"devices/{device_id}/presence")[-1]["status"] == "offline"

@@ -11,7 +11,7 @@ from bridge.receipts import Outcome
 from bridge.schemas import Schema
 from bridge.storage import deadletters, telemetry
 from tests.integration.agents.house import house
-from tests.integration.agents.test_agents import until
+from tests.waiting import eventually
 
 PROFILES = Profiles(
     [
@@ -25,7 +25,7 @@ async def test_all_formats_are_stored_as_json(url: str) -> None:
     async with house(url, profiles=PROFILES) as h:
         payloads = [b'{"id":"a","t":1}', cbor2.dumps({"id": "b", "t": 2}), msgspec.msgpack.encode({"id": "c", "t": 3})]
         receipts = [h.receive("devices/any-1/telemetry", payload) for payload in [*payloads, payloads[1]]]
-        await until(lambda: all(receipt.outcome for receipt in receipts))
+        await eventually(lambda: all(receipt.outcome for receipt in receipts))
         assert [receipt.outcome for receipt in receipts] == [*[Outcome.COMMITTED] * 3, Outcome.DEDUPLICATED]
         rows = await h.database.read(lambda c: telemetry.readings(c, "any-1", "default"))
         assert {row.payload for row in rows} == {'{"id":"a","t":1}', '{"id":"b","t":2}', '{"id":"c","t":3}'}
@@ -36,7 +36,7 @@ async def test_what_the_schema_does_not_allow_is_a_dead_letter(url: str) -> None
         good = h.receive("devices/strict-1/telemetry", b'{"t":1}')
         wrong = h.receive("devices/strict-1/telemetry", b'[{"t":1},{"t":"warm"}]')
         other = h.receive("devices/strict-1/telemetry/other", b'{"t":"warm"}')
-        await until(lambda: good.outcome and wrong.outcome and other.outcome)
+        await eventually(lambda: good.outcome and wrong.outcome and other.outcome)
         assert (good.outcome, wrong.outcome, other.outcome) == (
             Outcome.COMMITTED,
             Outcome.DEAD_LETTERED,

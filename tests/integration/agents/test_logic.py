@@ -20,7 +20,8 @@ from bridge.receipts import Outcome, Receipt
 from bridge.storage import tables
 from bridge.storage.commands import get_command
 from tests.integration.agents.house import House, Line, house
-from tests.integration.agents.test_agents import count, until
+from tests.integration.agents.test_agents import count
+from tests.waiting import eventually
 
 
 class Reading(msgspec.Struct):
@@ -96,7 +97,7 @@ def send(built: House, payload: Any, name: str = "telemetry", device: str = "f1"
 
 
 async def settled(*receipts: Receipt) -> set[Outcome | None]:
-    await until(lambda: all(receipt.outcome for receipt in receipts))
+    await eventually(lambda: all(receipt.outcome for receipt in receipts))
     return {receipt.outcome for receipt in receipts}
 
 
@@ -181,12 +182,12 @@ async def test_the_device_s_protocol_goes_on_while_a_handler_waits(url: str, gat
     async with house(url, rules, Freezer) as built:
         built.router.attached("f1", Line(), listening=True)
         waiting = [send(built, {"wait": True}), send(built, {}), send(built, {})]
-        await until(lambda: Freezer.calls == 1)
+        await eventually(lambda: Freezer.calls == 1)
         over = send(built, {}, qos=0)
         other_stream = send(built, {"x": 1}, "telemetry/other")
         other_device = send(built, {}, device="f2")
         assert await settled(other_stream, other_device) == {Outcome.COMMITTED}
-        await until(lambda: built.bodies("devices/f1/ping"))
+        await eventually(lambda: built.bodies("devices/f1/ping"))
         built.receive("devices/f1/pong", b"{}", qos=0)
         assert (over.outcome, [receipt.outcome for receipt in waiting]) == (Outcome.DROPPED, [None] * 3)
         device = built.router.find("f1")
@@ -203,7 +204,7 @@ async def test_commands_go_out_after_the_commit_and_their_end_comes_back(url: st
     async with house(url, RULES, Freezer) as built:
         built.router.attached("f1", Line(), listening=True)
         await settled(send(built, {"command": True}))
-        await until(lambda: built.bodies("devices/f1/command/request"))
+        await eventually(lambda: built.bodies("devices/f1/command/request"))
         request = built.bodies("devices/f1/command/request")[0]
         assert (request["name"], request["args"]) == ("compressor", {"on": True})
         send(built, {"id": request["id"], "status": "succeeded", "result": 7}, "command/response")
@@ -248,7 +249,7 @@ async def test_the_agent_carries_out_a_command_in_its_place_with_state_and_end_i
     async with house(url, RULES, Operator) as built:
         built.router.attached("f1", Line(), listening=True)
         command, _ = await built.router.send("f1", CommandRequest("defrost", {"minutes": 5}, id="k"), "api")
-        await until(lambda: len(built.bodies("devices/f1/command/request")) == 1)
+        await eventually(lambda: len(built.bodies("devices/f1/command/request")) == 1)
         assert built.bodies("devices/f1/command/request")[0]["name"] == "fan"
         steps = ["queued", "sent", "in_progress", "succeeded"]
         assert defrosts(built) == list(zip(steps, ["api", "agent", "agent", "agent"], strict=True))
@@ -272,7 +273,7 @@ async def test_the_agent_carries_out_a_command_in_its_place_with_state_and_end_i
 async def test_what_the_agent_cannot_carry_out_has_failed(url: str, args: Any, error: str) -> None:
     async with house(url, RULES, Operator) as built:
         command, _ = await built.router.send("f1", CommandRequest("defrost", args), "api")
-        await until(lambda: defrosts(built) and defrosts(built)[-1][0] == "failed")
+        await eventually(lambda: defrosts(built) and defrosts(built)[-1][0] == "failed")
         found = await built.database.read(lambda connection: get_command(connection, command.command_id))
         assert found is not None
         assert found.error == error
@@ -285,11 +286,11 @@ async def test_a_command_that_was_begun_is_not_carried_out_again_after_a_restart
     async with house(url, RULES, Operator) as built:
         await built.router.send("f1", request, "api")
         await built.router.send("f1", CommandRequest("defrost", {"minutes": 2}, ttl=60), "api")
-        await until(lambda: Freezer.calls == 1)
+        await eventually(lambda: Freezer.calls == 1)
         await built.router.stop(0.1)
     gate.set()
     async with house(url, RULES, Operator) as built:
-        await until(lambda: {status for status, _ in defrosts(built)} >= {"succeeded", "expired"})
+        await eventually(lambda: {status for status, _ in defrosts(built)} >= {"succeeded", "expired"})
         # The one that waited is carried out, the one that was begun is left to its deadline.
         assert Freezer.calls == 2
         assert await stored(built, agent="Operator") == {"done": 1}
@@ -298,12 +299,12 @@ async def test_a_command_that_was_begun_is_not_carried_out_again_after_a_restart
 async def test_a_command_is_begun_once_however_often_it_is_sent(url: str, gate: asyncio.Event) -> None:
     async with house(url, RULES, Operator) as built:
         await built.router.send("f1", CommandRequest("defrost", {"minutes": 1, "wait": True}), "api")
-        await until(lambda: Freezer.calls == 1)
+        await eventually(lambda: Freezer.calls == 1)
         behind = CommandRequest("defrost", {"minutes": 2}, attempts=5, retry_after=0.01)
         await built.router.send("f1", behind, "api")
-        await until(lambda: defrosts(built).count(("sent", "retry")) > 0)
+        await eventually(lambda: defrosts(built).count(("sent", "retry")) > 0)
         gate.set()
-        await until(lambda: len([step for step, _ in defrosts(built) if step == "succeeded"]) == 2)
+        await eventually(lambda: len([step for step, _ in defrosts(built) if step == "succeeded"]) == 2)
         assert (await stored(built, agent="Operator")) == {"done": 2}
 
 
@@ -330,31 +331,33 @@ async def test_the_twin_is_changed_with_the_message_and_changes_are_told(url: st
         good, bad = send(built, {"temperature": 7}), send(built, {"temperature": 8, "broken": True})
         assert await settled(good) == {Outcome.COMMITTED}
         assert await settled(bad) == {Outcome.DEAD_LETTERED}
-        await until(lambda: [body["reported"] for body in built.bodies("devices/f1/state")] == [{}, {"target": 7.0}])
+        await eventually(
+            lambda: [body["reported"] for body in built.bodies("devices/f1/state")] == [{}, {"target": 7.0}]
+        )
         assert [body["desired"] for body in built.bodies("devices/f1/state")] == [{"target": 7.0}] * 2
         assert await stored(built, agent="Thermostat") == {"target": 7.0}
         # An operator's patch as well; what the agent cannot read it is not told, and the operator is.
         await settled(send(built, {"target": 9}, "state/desired"))
-        await until(lambda: built.bodies("devices/f1/state")[-1]["reported"] == {"target": 9.0})
+        await eventually(lambda: built.bodies("devices/f1/state")[-1]["reported"] == {"target": 9.0})
         await settled(send(built, {"target": "warm"}, "state/desired"))
-        await until(lambda: built.bodies("devices/f1/state/rejected"))
+        await eventually(lambda: built.bodies("devices/f1/state/rejected"))
         assert built.bodies("devices/f1/state/rejected")[0]["reason"] == "wrong_type"
 
 
 async def test_another_class_takes_over_when_the_one_before_is_done(url: str, gate: asyncio.Event) -> None:
     async with house(url, RULES, Freezer) as built:
         waiting = [send(built, {"wait": True}), send(built, {})]
-        await until(lambda: Freezer.calls == 1)
+        await eventually(lambda: Freezer.calls == 1)
         built.services.logic_classes["operator"] = (Operator, Handlers(Operator))
         built.services.profiles._by_name["operator"] = Profile("operator", agent="operator")
         built.router.tell("f1", lambda device: device.registered("operator", device.admission))
         await built.router.send("f1", CommandRequest("defrost", {"minutes": 1}), "api")
         assert await settled(send(built, {})) == {Outcome.COMMITTED}  # a stream that the new class does not handle
-        await until(lambda: ("sent", "agent") in defrosts(built))
+        await eventually(lambda: ("sent", "agent") in defrosts(built))
         assert ("in_progress", "agent") not in defrosts(built)
         gate.set()
         assert await settled(*waiting) == {Outcome.COMMITTED}
-        await until(lambda: ("succeeded", "agent") in defrosts(built))
+        await eventually(lambda: ("succeeded", "agent") in defrosts(built))
         assert (await stored(built))["count"] == 2
         assert await stored(built, agent="Operator") == {"done": 1}
 
@@ -363,7 +366,7 @@ async def test_nothing_is_left_of_a_device_that_is_deleted(url: str) -> None:
     async with house(url, Rules(), Watchdog) as built:
         await settled(send(built, {}))
         assert await stored(built, agent="Watchdog") is not None
-        await until(lambda: built.router.find("f1").messages == 1)  # type: ignore[union-attr]  # it is in memory
+        await eventually(lambda: built.router.find("f1").messages == 1)  # type: ignore[union-attr]  # it is in memory
         await built.writer.barrier()
         await built.registry.delete("f1")
         assert await stored(built, agent="Watchdog") is None
@@ -393,16 +396,16 @@ async def test_it_is_told_what_an_agent_is_waiting_for(url: str, gate: asyncio.E
         second = send(built, {})
         (state,) = built.router.waits(0.0, 10)
         assert (state.device_id, state.reason, state.messages) == ("f1", "state", 2)
-        await until(lambda: Freezer.calls)
+        await eventually(lambda: Freezer.calls)
         (handler,) = built.router.waits(0.0, 10)
         assert (handler.reason, handler.handler, handler.messages) == ("handler", "Freezer.reading", 1)
         assert built.router.waits(3600.0, 10) == []
         async with built.database.transaction():
             gate.set()
-            await until(lambda: [wait.reason for wait in built.router.waits(0.0, 10)] == ["commit"])
+            await eventually(lambda: [wait.reason for wait in built.router.waits(0.0, 10)] == ["commit"])
         await settled(first)
         await settled(second)
-        await until(lambda: built.router.waits(0.0, 10) == [])
+        await eventually(lambda: built.router.waits(0.0, 10) == [])
 
 
 async def test_timers_run_without_messages_and_are_taken_up_after_a_restart(url: str) -> None:
@@ -410,8 +413,8 @@ async def test_timers_run_without_messages_and_are_taken_up_after_a_restart(url:
     async with house(url, rules, Watchdog) as built:
         await settled(send(built, {}))
     async with house(url, rules, Watchdog) as built:
-        await until(lambda: built.bodies("devices/f1/quiet"))
-        await until(lambda: built.router.find("f1") is not None)
+        await eventually(lambda: built.bodies("devices/f1/quiet"))
+        await eventually(lambda: built.router.find("f1") is not None)
 
         async def checks() -> int:
             return int((await stored(built, agent="Watchdog"))["checks"])
@@ -479,14 +482,14 @@ async def test_stopping_waits_for_what_is_being_handled_and_leaves_the_rest_with
 ) -> None:
     async with house(url, RULES, Freezer) as built:
         done = send(built, {"wait": True})
-        await until(lambda: Freezer.calls == 1)
+        await eventually(lambda: Freezer.calls == 1)
         asyncio.get_running_loop().call_later(0.1, gate.set)
         await built.router.stop(5.0)
         assert done.outcome is Outcome.COMMITTED
     gate.clear()
     async with house(url, RULES, Freezer) as built:
         left = [send(built, {"wait": True}), send(built, {})]
-        await until(lambda: Freezer.calls == 2)
+        await eventually(lambda: Freezer.calls == 2)
         await built.router.stop(0.1)
         assert await settled(*left) == {Outcome.RETRY}
     async with house(url, RULES, Freezer) as built:

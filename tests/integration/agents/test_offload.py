@@ -20,8 +20,8 @@ from bridge.agents.offload import Offload
 from bridge.agents.services import Rules
 from bridge.receipts import Outcome
 from tests.integration.agents.house import house
-from tests.integration.agents.test_agents import until
 from tests.integration.agents.test_logic import send, settled
+from tests.waiting import eventually
 
 BUSY = 1.0
 
@@ -70,9 +70,9 @@ async def test_a_thread_is_a_thread_and_callers_wait_their_turn(offload: Offload
         order.append(number)
 
     calls = [asyncio.create_task(call(n)) for n in range(4)]
-    await until(lambda: offload.waiting == 3)
+    await eventually(lambda: offload.waiting == 3)
     calls[1].cancel()
-    await until(lambda: offload.waiting == 2)
+    await eventually(lambda: offload.waiting == 2)
     release.set()
     await asyncio.gather(*calls, return_exceptions=True)
     assert order == [0, 2, 3]
@@ -81,10 +81,10 @@ async def test_a_thread_is_a_thread_and_callers_wait_their_turn(offload: Offload
 async def test_a_cancelled_caller_s_worker_stays_taken_until_it_is_done(offload: Offload) -> None:
     release = threading.Event()
     gone = asyncio.create_task(offload(release.wait, 10, threads=True))
-    await until(lambda: offload.running == 1)
+    await eventually(lambda: offload.running == 1)
     gone.cancel()
     after = asyncio.create_task(offload(os.getpid, threads=True))
-    await until(lambda: gone.cancelled())
+    await eventually(lambda: gone.cancelled())
     assert (offload.running, after.done()) == (1, False)
     release.set()
     assert await after == os.getpid()
@@ -93,7 +93,7 @@ async def test_a_cancelled_caller_s_worker_stays_taken_until_it_is_done(offload:
 async def test_stopping_does_not_wait_for_a_function_that_does_not_end() -> None:
     offload = Offload(1)
     endless = asyncio.create_task(offload(busy, 60.0))
-    await until(lambda: bool(multiprocessing.active_children()), 20)
+    await eventually(lambda: bool(multiprocessing.active_children()), timeout=60.0)
     began = time.monotonic()
     await offload.stop()
     assert time.monotonic() - began < 10
@@ -115,7 +115,7 @@ class Analyst(Agent):
 async def test_other_devices_are_served_while_one_computes(url: str) -> None:
     async with house(url, Rules(offload_workers=1), Analyst) as built:
         warm = send(built, {}, "telemetry/heavy", device="warm")  # starting the process takes what it takes
-        await until(lambda: warm.outcome, 30)
+        await eventually(lambda: warm.outcome, timeout=60.0)
         heavy = send(built, {}, "telemetry/heavy", device="busy")
         served = 0
         while heavy.outcome is None:

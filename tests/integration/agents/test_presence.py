@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,16 +24,10 @@ from bridge.storage.database import Database
 from bridge.storage.presence import UNSEEN
 from tests.integration.agents.house import House, Line, house
 from tests.integration.broker.house import connect, publish, subscribe
+from tests.waiting import eventually
 
 TOPIC = "devices/d1/presence"
 Told = list[tuple[str, str, int]]
-
-
-async def until(check: Callable[[], Any], timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not check():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.005)
 
 
 def told(built: House) -> Told:
@@ -78,11 +72,11 @@ async def test_presence_follows_the_last_connection_and_epochs_survive_a_restart
         built.router.attached("d1", old, listening=True)
         built.router.attached("d1", new, listening=True)
         built.router.detached("d1", old, "takeover")
-        await until(lambda: built.bodies("devices/d1/presence"))
+        await eventually(lambda: built.bodies("devices/d1/presence"))
         built.router.detached("d1", new, "keepalive")
-        await until(lambda: len(built.bodies("devices/d1/presence")) == 2)
+        await eventually(lambda: len(built.bodies("devices/d1/presence")) == 2)
         built.router.attached("d1", Line(), listening=False)
-        await until(lambda: len(built.bodies("devices/d1/presence")) == 3)
+        await eventually(lambda: len(built.bodies("devices/d1/presence")) == 3)
     told = built.bodies("devices/d1/presence")
     assert [(body["status"], body["cause"], body["epoch"]) for body in told] == [
         ("online", "connect", 1), ("offline", "keepalive", 2), ("online", "connect", 3),
@@ -99,21 +93,21 @@ async def test_presence_follows_the_last_connection_and_epochs_survive_a_restart
 async def test_a_pong_measures_the_ping_that_it_names_and_any_other_is_only_life(url: str) -> None:
     async with house(url, Rules(ping_interval=0.05, ping_misses=100)) as built:
         built.router.attached("d1", Line(), listening=True)
-        await until(lambda: len(built.bodies("devices/d1/ping")) >= 3)
+        await eventually(lambda: len(built.bodies("devices/d1/ping")) >= 3)
         device = built.router.find("d1")
         assert device is not None
         first = built.bodies("devices/d1/ping")[0]["id"]
         began = int(first, 16) / 1000
         for ping_id in (first, first, "nobody"):
             pong = built.receive("devices/d1/pong", msgspec.json.encode({"id": ping_id}))
-            await until(lambda pong=pong: pong.outcome)  # type: ignore[misc]  # bound here
+            await eventually(lambda pong=pong: pong.outcome)  # type: ignore[misc]  # bound here
             assert pong.outcome is Outcome.COMMITTED
         trips = device.liveness.round_trips
         assert trips is not None
         # The first ping's, although there were others since: two intervals at least. And no other answer counted.
         assert 0.1 <= trips.quantile(0.01) == trips.quantile(1.0) == trips.last <= time.time() - began + 0.01
         bad = built.receive("devices/d1/pong", b"[")
-        await until(lambda: bad.outcome)
+        await eventually(lambda: bad.outcome)
         assert bad.outcome is Outcome.DEAD_LETTERED
 
 
@@ -123,9 +117,9 @@ async def test_a_sleeper_is_left_alone_and_missed_when_it_does_not_come_back(url
         built.router.attached("d1", line, listening=True)
         began = time.time()
         receipt = built.receive("devices/d1/event/sleep", b'{"for": 0.8}')
-        await until(lambda: receipt.outcome)
+        await eventually(lambda: receipt.outcome)
         built.router.detached("d1", line, "will")
-        await until(lambda: len(told(built)) == 3)
+        await eventually(lambda: len(told(built)) == 3)
         assert built.bodies(TOPIC)[2]["at"] >= began + 1.0
         assert told(built) == [("online", "connect", 1), ("online", "sleep", 2), ("offline", "overslept", 3)]
         assert built.bodies(TOPIC)[1]["until"] == pytest.approx(began + 0.8, abs=0.5)
@@ -137,7 +131,7 @@ async def test_a_sleeper_is_left_alone_and_missed_when_it_does_not_come_back(url
         streams = await built.database.read(_streams)
         assert streams == ["event/sleep"]
         refused = built.receive("devices/d1/event/sleep", b'{"for": "long"}')
-        await until(lambda: refused.outcome)
+        await eventually(lambda: refused.outcome)
         assert refused.outcome is Outcome.DEAD_LETTERED
 
 
@@ -150,7 +144,7 @@ async def test_all_devices_together_are_pinged_at_the_allowed_rate(url: str) -> 
         began = time.monotonic()
         for number in range(30):
             built.router.attached(f"d{number}", Line(), listening=True)
-        await until(lambda: built.services.census.pings >= 40, timeout=20.0)
+        await eventually(lambda: built.services.census.pings >= 40, timeout=20.0)
         assert time.monotonic() - began >= 39 / 40
         pinged = [sent.topic for sent in built.sent if sent.topic.endswith("/ping")]
         assert len(set(pinged[:30])) >= 25, "everybody has a turn"
@@ -159,16 +153,16 @@ async def test_all_devices_together_are_pinged_at_the_allowed_rate(url: str) -> 
 async def test_after_a_crash_no_epoch_is_published_again(url: str) -> None:
     async with house(url) as built:
         built.router.attached("d1", Line(), listening=True)
-        await until(lambda: told(built))
+        await eventually(lambda: told(built))
     # What a bridge that is killed leaves behind: the note that it runs, and not all that it has published.
     database = await Database.open(url)
     await database.write(lambda connection: connection.execute(update(tables.epoch_floor).values(running=1)))
     await database.close()
     async with house(url) as built:
-        await until(lambda: told(built))
+        await eventually(lambda: told(built))
         built.router.attached("d1", Line(), listening=True)
         built.router.attached("new", Line(), listening=True)
-        await until(lambda: len(told(built)) == 2 and built.bodies("devices/new/presence"))
+        await eventually(lambda: len(told(built)) == 2 and built.bodies("devices/new/presence"))
         assert told(built) == [("unknown", "restart", UNSEEN + 2), ("online", "connect", UNSEEN + 3)]
         # Of this one nothing is stored, which does not say that nothing was published.
         assert built.bodies("devices/new/presence")[0]["epoch"] == UNSEEN + 2
@@ -239,7 +233,7 @@ async def test_racing_take_overs_end_in_the_state_of_the_socket_that_won(url: st
     async with house(url) as built, broker_of(built) as broker:
         contenders = await race(broker.bound_port, number, at_once=100)
         assert len(contenders) == number
-        await until(lambda: len(broker.connections) == 4)
+        await eventually(lambda: len(broker.connections) == 4)
         device = built.router.find("d1")
         assert device is not None
         # Four client ids, so four sockets have won, and the device is where they are.
@@ -249,8 +243,8 @@ async def test_racing_take_overs_end_in_the_state_of_the_socket_that_won(url: st
         assert told(built)[-1][0] == "online"
         for contender in contenders:
             contender.transport.abort()
-        await until(lambda: not broker.connections)
-        await until(lambda: device.liveness.presence.status is Status.OFFLINE)
+        await eventually(lambda: not broker.connections)
+        await eventually(lambda: device.liveness.presence.status is Status.OFFLINE)
         history = await kept(built)
         assert history == told(built), "stored and published are the same"
         assert [epoch for _, _, epoch in history] == list(range(1, len(history) + 1)), "no gap"
@@ -268,14 +262,14 @@ async def test_racing_take_overs_of_one_client_id_leave_one_socket(url: str) -> 
             *(loop.create_connection(lambda: Contender(says, 9), "127.0.0.1", broker.bound_port) for _ in range(300))
         )
         await asyncio.gather(*(contender.done for _, contender in sockets))
-        await until(lambda: len(broker.connections) == 1)
-        await until(lambda: len(told(built)) == 2 * 299 + 1)
+        await eventually(lambda: len(broker.connections) == 1)
+        await eventually(lambda: len(told(built)) == 2 * 299 + 1)
         causes = [cause for _, cause, _ in told(built)]
         assert causes == ["connect", "takeover"] * 299 + ["connect"]
         assert retained(broker) == built.bodies(TOPIC)[-1]
         for transport, _ in sockets:
             transport.close()
-        await until(lambda: told(built)[-1][0] == "offline")
+        await eventually(lambda: told(built)[-1][0] == "offline")
 
 
 def retained(broker: EmbeddedBroker) -> Any:

@@ -15,7 +15,7 @@ from bridge.registry import MAX_CREDENTIALS, Admission, Entry
 from bridge.storage import deadletters, telemetry
 from bridge.storage import registry as stored
 from tests.integration.agents.house import House, Line, house
-from tests.integration.agents.test_agents import until
+from tests.waiting import eventually
 
 PROFILES = Profiles([Profile("freezer", match=("fz-*",)), Profile("door")])
 
@@ -31,7 +31,7 @@ async def reasons(house: House) -> list[str]:
 
 async def receive(house: House, device_id: str, payload: bytes = b'{"t":1}') -> Receipt:
     receipt = house.receive(f"devices/{device_id}/telemetry", payload)
-    await until(lambda: receipt.outcome)
+    await eventually(lambda: receipt.outcome)
     return receipt
 
 
@@ -157,7 +157,7 @@ async def test_nothing_is_left_of_a_deleted_device_in_memory(url: str) -> None:
         await receive(h, "a")
         assert h.router.find("a") is not None
         await h.registry.delete("a")
-        await until(lambda: h.router.activity()["awake"] + h.router.activity()["asleep"] == 0)
+        await eventually(lambda: h.router.activity()["awake"] + h.router.activity()["asleep"] == 0)
         assert (await receive(h, "a")).outcome is Outcome.COMMITTED
 
 
@@ -173,7 +173,7 @@ async def test_a_deleted_device_is_gone_with_all_its_data(url: str) -> None:
             await h.registry.issue(device_id)
         receipts = [h.receive("devices/a/telemetry", b'{"t":%d}' % n) for n in range(100)]
         await h.registry.delete("a")
-        await until(lambda: all(receipt.outcome for receipt in receipts))
+        await eventually(lambda: all(receipt.outcome for receipt in receipts))
         assert ("a", "deleted") in h.kicked
         counts = {}
         for device_id in ("a", "b"):

@@ -25,7 +25,7 @@ from bridge.storage import migrate
 from bridge.storage import rollouts as stored
 from bridge.storage import schedules as stored_schedules
 from tests.integration.agents.house import House, Line, house
-from tests.integration.agents.test_agents import until
+from tests.waiting import eventually
 
 DEVICES = tuple(f"d{number:02}" for number in range(20))
 
@@ -98,7 +98,7 @@ async def look(built: House, rollout_id: str) -> tuple[Rollout, dict[str, int]]:
 
 
 async def ended(built: House, rollouts: Rollouts, rollout_id: str) -> tuple[Rollout, dict[str, int]]:
-    await until(lambda: not rollouts.running, timeout=20.0)
+    await eventually(lambda: not rollouts.running, timeout=20.0)
     return await look(built, rollout_id)
 
 
@@ -133,7 +133,7 @@ async def test_it_stops_when_so_many_have_failed(url: str, stop_after: str) -> N
         assert found.cause in ("4 devices failed", "5 devices failed"), (
             "those that were under way may be heard together"
         )
-        await until(lambda: not fleet.busy)
+        await eventually(lambda: not fleet.busy)
         assert counts["succeeded"] == 5
         assert 4 <= sum(counts.values()) - 5 <= 5, "no more than those that were under way"
 
@@ -145,7 +145,7 @@ async def test_a_filter_reads_the_devices_in_pages(url: str, monkeypatch: pytest
         fleet.connect(*DEVICES[:10])
         for device_id in DEVICES[10:]:
             built.receive(f"devices/{device_id}/telemetry", b"{}")
-        await until(lambda: built.ledger.in_flight == 0)
+        await eventually(lambda: built.ledger.in_flight == 0)
         await built.writer.barrier()
         target = Target(status=Status.ONLINE)
         rollout, _created = await rollouts.create(Order(CommandRequest("reboot"), target), None, "api")
@@ -171,7 +171,7 @@ async def test_killed_at_any_moment_it_goes_on_with_once_per_device(url: str, mo
                     rollout, _created = await rollouts.create(order(), None, "api")
                     rollout_id = rollout.rollout_id
                 wanted = 3 * life + 2
-                await until(lambda: not rollouts.running or sum(fleet.executed.values()) >= wanted, timeout=20.0)  # noqa: B023 - awaited at once
+                await eventually(lambda: not rollouts.running or sum(fleet.executed.values()) >= wanted, timeout=20.0)  # noqa: B023 - awaited at once
             fleet.gone = True
         executed += fleet.executed
     async with house(url) as built, running(built) as (rollouts, _):
@@ -189,7 +189,7 @@ async def test_cancelled_it_ends_with_what_is_under_way(url: str) -> None:
         fleet = Fleet(built, lambda _: None)
         fleet.connect(*DEVICES)
         rollout, _created = await rollouts.create(order(), None, "api")
-        await until(lambda: len(fleet.busy) == 3)
+        await eventually(lambda: len(fleet.busy) == 3)
         assert await rollouts.cancel(rollout.rollout_id)
         assert not await rollouts.cancel(rollout.rollout_id)
         found, counts = await look(built, rollout.rollout_id)
@@ -201,13 +201,13 @@ async def test_a_schedule_starts_a_rollout_when_it_is_due_and_once(url: str) -> 
     async with house(url) as built, running(built) as (rollouts, schedules):
         fleet = Fleet(built)
         fleet.connect("d00")
-        when = When(at=time.time() + 0.3)
+        when = When(at=time.time() + 1.5)
         schedule, created = await schedules.create(order(devices=("d00",)), when, 60.0, "k")
         assert created
         assert (await schedules.create(order(devices=("d00",)), when, 60.0, "k"))[1] is False
         assert not fleet.executed
-        await until(lambda: fleet.executed["d00"] == 1)
-        await until(lambda: not rollouts.running)
+        await eventually(lambda: fleet.executed["d00"] == 1)
+        await eventually(lambda: not rollouts.running)
         runs = await built.database.read(partial(stored_schedules.last_runs, schedule_id=schedule.schedule_id))
         assert [run.outcome for run in runs] == ["started"]
         found = await built.database.read(partial(stored_schedules.get_schedule, schedule_id=schedule.schedule_id))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,23 +17,17 @@ from bridge.storage import tables, twins
 from bridge.storage.retention import DAY, Keep, Retention
 from bridge.twin import Limits, Part, Patch, Twin, merge
 from tests.integration.agents.house import House, Line, house
+from tests.waiting import eventually
 
 DESIRED, REPORTED = "devices/d1/state/desired", "devices/d1/state/reported"
 STATE, DELTA, REJECTED = "devices/d1/state", "devices/d1/state/delta", "devices/d1/state/rejected"
 
 
-async def until(check: Callable[[], Any], timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not check():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.005)
-
-
 async def send(built: House, topic: str, body: Any) -> Receipt:
     """A patch comes in and is settled, and what follows from it is published."""
     receipt = built.receive(topic, msgspec.json.encode(body))
-    await until(lambda: receipt.outcome)
-    await until(lambda: built.router.cell("d1").idle)
+    await eventually(lambda: receipt.outcome)
+    await eventually(lambda: built.router.cell("d1").idle)
     return receipt
 
 
@@ -73,9 +65,9 @@ async def test_desired_reported_and_what_lies_between(url: str) -> None:
 async def test_patches_of_one_batch_apply_in_order(url: str) -> None:
     async with house(url) as built:
         receipts = [built.receive(DESIRED, b'{"n": %d, "version": %d}' % (n, n)) for n in range(50)]
-        await until(lambda: all(receipt.outcome for receipt in receipts))
+        await eventually(lambda: all(receipt.outcome for receipt in receipts))
         assert {receipt.outcome for receipt in receipts} == {Outcome.COMMITTED}
-        await until(lambda: len(built.bodies(STATE)) == 50)
+        await eventually(lambda: len(built.bodies(STATE)) == 50)
         assert [body["desired"]["n"] for body in built.bodies(STATE)] == [*range(50)]
         assert [body["version"] for body in built.bodies(DELTA)] == [*range(1, 51)]
         assert not built.bodies(REJECTED)
@@ -116,7 +108,7 @@ async def test_what_is_too_large_too_deep_or_no_patch_is_a_dead_letter(url: str)
             (DESIRED, b'{"version": "one"}'),
         ):
             receipt = built.receive(topic, payload)
-            await until(lambda receipt=receipt: receipt.outcome)  # type: ignore[misc]  # bound here
+            await eventually(lambda receipt=receipt: receipt.outcome)  # type: ignore[misc]  # bound here
             assert receipt.outcome is Outcome.DEAD_LETTERED
         assert await letters(built) == 4
         assert [body["reason"] for body in built.bodies("devices/d1/error")] == ["twin_too_large", "bad_patch"]
@@ -135,17 +127,17 @@ async def test_a_device_that_comes_back_hears_what_it_has_to_do_once(url: str) -
         built.router.attached("d1", line, listening=True)
         built.router.attached("d1", line, listening=True)  # by a second topic
         built.router.attached("d2", Line(), listening=True)
-        await until(lambda: built.bodies(DELTA))
-        await until(lambda: built.router.cell("d1").idle)
+        await eventually(lambda: built.bodies(DELTA))
+        await eventually(lambda: built.router.cell("d1").idle)
         built.router.attached("d1", line, listening=True)
-        await until(lambda: built.router.cell("d1").idle)
+        await eventually(lambda: built.router.cell("d1").idle)
         assert built.bodies(DELTA) == [{"version": 1, "delta": {"a": 1}}]
         built.router.detached("d1", line, "error")
         built.router.attached("d1", Line(), listening=True)
-        await until(lambda: len(built.bodies(DELTA)) == 2)
+        await eventually(lambda: len(built.bodies(DELTA)) == 2)
         await send(built, REPORTED, {"a": 1})
         built.router.attached("d1", Line(), listening=True)
-        await until(lambda: built.router.cell("d1").idle)
+        await eventually(lambda: built.router.cell("d1").idle)
         assert len(built.bodies(DELTA)) == 2
         assert not built.bodies("devices/d2/state/delta")
         # A device without a twin is not asked for: only those that have one are read.
@@ -223,7 +215,7 @@ async def test_a_qos_2_patch_is_known_as_taken_in_the_same_transaction(url: str)
         assert address is not None
         receipt = Receipt(built.ledger, qos=2, packet_id=7, once=("operator", 7))
         built.router.deliver(_message(address, b'{"a": 1}', receipt))
-        await until(lambda: receipt.outcome)
+        await eventually(lambda: receipt.outcome)
         rows = await built.database.read(_taken)
         assert rows == [("operator", 7)]
 
@@ -240,7 +232,7 @@ async def test_a_device_without_a_twin_costs_nothing(url: str) -> None:
     async with house(url) as built:
         receipt = built.receive("devices/d9/telemetry", b'{"t": 1}')
         built.router.attached("d9", Line(), listening=True)
-        await until(lambda: receipt.outcome)
+        await eventually(lambda: receipt.outcome)
         device = built.router.find("d9")
         assert device is not None
         assert device._twin is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
@@ -19,15 +18,6 @@ from bridge.topics import Topics
 T = TypeVar("T")
 
 TIMEOUT = 5.0
-
-
-async def eventually(check: Callable[[], T], what: str, timeout: float = TIMEOUT) -> T:
-    """The first true result of `check`; fails naming `what` when there was none in time."""
-    deadline = time.monotonic() + timeout
-    while not (result := check()):
-        assert time.monotonic() < deadline, f"waited {timeout:g} s in vain for {what}; last seen: {result!r}"
-        await asyncio.sleep(0.005)
-    return result
 
 
 class RecordingIntake:

@@ -217,15 +217,6 @@ def ack(kind: str, packet_id: int = 1) -> bytes:
     return bytes((first, 2)) + packet_id.to_bytes(2, "big")
 
 
-async def until(check: Callable[[], Any], what: str) -> Any:
-    """The first true result of `check`, looked at once per turn of the event loop."""
-    deadline = time.monotonic() + PATIENCE
-    while not (result := check()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        await asyncio.sleep(0.001)
-    return result
-
-
 @asynccontextmanager
 async def running(
     store: SessionStore | None = None,

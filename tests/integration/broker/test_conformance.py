@@ -20,8 +20,8 @@ from tests.integration.broker.raw import (
     subscribe,
     text,
     unsubscribe,
-    until,
 )
+from tests.waiting import eventually
 
 HEAD = text("MQTT") + b"\x04"
 TELEMETRY = "devices/d/telemetry"
@@ -62,7 +62,7 @@ async def test_a_stranger_is_closed(case: str) -> None:
         raw = await house.raw()
         raw.send(CLOSED_AT_ONCE[case])
         await raw.closed()
-        await until(lambda: not house.broker.connections, "the connection to be gone")
+        await eventually(lambda: not house.broker.connections, "the connection to be gone")
         assert not house.broker.clients.sessions
 
 
@@ -317,7 +317,7 @@ async def test_qos_1_to_a_client_is_sent_again_with_dup() -> None:
         client.send(ack("puback", 2))
         await client.quiet()
         client.reset()
-        await until(lambda: house.broker.stats.connections == 0, "the end")
+        await eventually(lambda: house.broker.stats.connections == 0, "the end")
         house.broker.publish("a", b"4", qos=1)
         house.broker.publish("a", b"not for absent clients")
         client = await house.client(clean=False, answer=RESUMED)
@@ -343,13 +343,13 @@ async def test_qos_2_to_a_client() -> None:
         house.broker.publish("a", b"once", qos=2)
         await client.expect(publish("a", b"once", qos=2))
         client.reset()
-        await until(lambda: house.broker.stats.connections == 0, "the end")
+        await eventually(lambda: house.broker.stats.connections == 0, "the end")
         client = await house.client(clean=False, answer=RESUMED)
         await client.expect(publish("a", b"once", qos=2, dup=True))
         client.send(ack("pubrec"))
         await client.expect(ack("pubrel"))
         client.reset()
-        await until(lambda: house.broker.stats.connections == 0, "the end")
+        await eventually(lambda: house.broker.stats.connections == 0, "the end")
         client = await house.client(clean=False, answer=RESUMED)
         await client.expect(ack("pubrel"))
         client.send(ack("pubcomp"))
@@ -364,7 +364,7 @@ async def test_qos_2_from_a_client() -> None:
         client.send(publish(TELEMETRY, b"1", qos=2) + publish(TELEMETRY, b"1", qos=2, dup=True))
         await client.expect(ack("pubrec") * 2)
         client.reset()
-        await until(lambda: house.broker.stats.connections == 0, "the end")
+        await eventually(lambda: house.broker.stats.connections == 0, "the end")
         client = await house.client(clean=False, answer=RESUMED)
         client.send(publish(TELEMETRY, b"1", qos=2, dup=True))
         await client.expect(ack("pubrec"))
@@ -383,9 +383,9 @@ async def test_a_qos_2_message_sent_again_while_it_is_unsettled_is_not_acknowled
         house.desk.settles = None
         client = await house.client(clean=False)
         client.send(publish(TELEMETRY, b"1", qos=2))
-        await until(lambda: house.desk.messages, "the message")
+        await eventually(lambda: house.desk.messages, "the message")
         client.reset()
-        await until(lambda: house.broker.stats.connections == 0, "the end")
+        await eventually(lambda: house.broker.stats.connections == 0, "the end")
         client = await house.client(clean=False, answer=RESUMED)
         client.send(publish(TELEMETRY, b"1", qos=2, dup=True))
         await client.quiet()
@@ -400,9 +400,9 @@ async def test_a_qos_2_message_that_was_not_stored_may_come_again() -> None:
         house.desk.settles = None
         client = await house.client(clean=False)
         client.send(publish(TELEMETRY, b"1", qos=2))
-        await until(lambda: house.desk.messages, "the message")
+        await eventually(lambda: house.desk.messages, "the message")
         client.reset()
-        await until(lambda: house.broker.stats.connections == 0, "the end")
+        await eventually(lambda: house.broker.stats.connections == 0, "the end")
         house.desk.messages[0].receipt.settle(Outcome.RETRY)
         house.desk.settles = Outcome.COMMITTED
         client = await house.client(clean=False, answer=RESUMED)
@@ -434,7 +434,7 @@ async def test_acknowledgements_leave_in_the_order_of_arrival() -> None:
         for n in range(1, 5):
             client.send(publish(TELEMETRY, qos=2 if n == 3 else 1, packet_id=n))
         client.send(publish("ordinary", qos=1, packet_id=5))
-        await until(lambda: len(house.desk.messages) == 4, "the messages")
+        await eventually(lambda: len(house.desk.messages) == 4, "the messages")
         for n in (3, 2, 1):
             house.desk.messages[n].receipt.settle(Outcome.COMMITTED)
         await client.quiet()
@@ -450,7 +450,7 @@ async def test_a_message_that_is_not_stored_is_not_acknowledged() -> None:
         house.desk.settles = None
         client = await house.client()
         client.send(publish(TELEMETRY, qos=1, packet_id=1) + publish(TELEMETRY, qos=1, packet_id=2))
-        await until(lambda: len(house.desk.messages) == 2, "the messages")
+        await eventually(lambda: len(house.desk.messages) == 2, "the messages")
         house.desk.messages[1].receipt.settle(Outcome.COMMITTED)
         house.desk.messages[0].receipt.settle(Outcome.RETRY)
         await client.closed()

@@ -15,8 +15,8 @@ from tests.integration.broker.raw import (
     running,
     suback,
     subscribe,
-    until,
 )
+from tests.waiting import eventually
 
 TELEMETRY = "devices/d/telemetry"
 
@@ -76,7 +76,7 @@ async def test_without_a_will_none_is_published() -> None:
         await watcher.expect(suback(0))
         client = await house.client()
         client.reset()
-        await until(lambda: house.broker.stats.connections == 1, "the end")
+        await eventually(lambda: house.broker.stats.connections == 1, "the end")
         await watcher.quiet()
 
 

@@ -12,8 +12,8 @@ from tests.integration.broker.raw import (
     running,
     suback,
     subscribe,
-    until,
 )
+from tests.waiting import eventually
 
 TELEMETRY = "devices/d/telemetry"
 REQUEST = "devices/d/command/request"
@@ -62,7 +62,7 @@ async def test_why_a_device_is_detached() -> None:
         for cause in ("takeover", "error", "kicked", "error"):
             client = await house.client("same")
             client.send(publish(TELEMETRY))
-            await until(lambda: house.desk.links, "the device")
+            await eventually(lambda: house.desk.links, "the device")
             match cause, len(causes):
                 case "takeover", _:
                     await house.client("same")
@@ -72,7 +72,7 @@ async def test_why_a_device_is_detached() -> None:
                     client.reset()
                 case _:
                     client.send(b"\x00\x00")
-            await until(lambda: house.desk.links[-1][0] == "detached", "its end")
+            await eventually(lambda: house.desk.links[-1][0] == "detached", "its end")
             causes.append(house.desk.links[-1][3])
             del house.desk.links[:]
         assert causes == ["takeover", "error", "kicked", "error"]
@@ -89,7 +89,7 @@ async def test_listening_comes_after_the_suback() -> None:
         client.send(ack("puback"))
         await client.quiet()
         client.reset()
-        await until(lambda: not house.broker.connections, "the end")
+        await eventually(lambda: not house.broker.connections, "the end")
         # A kept session's device listens as soon as it is back.
         await (await house.client(clean=False, answer=RESUMED)).expect(publish(REQUEST, b"do", qos=1, packet_id=2))
 
@@ -128,7 +128,7 @@ async def test_live_only_ends_with_the_connection() -> None:
         assert house.broker.publish(REQUEST, b"kept", qos=1) == 1
         await client.expect(publish(REQUEST, b"live", qos=1) + publish(REQUEST, b"kept", qos=1, packet_id=2))
         client.reset()
-        await until(lambda: not house.broker.connections, "the end")
+        await eventually(lambda: not house.broker.connections, "the end")
         assert house.broker.publish(REQUEST, b"nobody", qos=1, live_only=True) == 0
         client = await house.client(clean=False, answer=RESUMED)
         await client.expect(publish(REQUEST, b"kept", qos=1, packet_id=2, dup=True))
@@ -150,7 +150,7 @@ async def test_nothing_is_delivered_after_its_deadline() -> None:
         client.send(ack("puback"))
         await client.expect(publish(REQUEST, b"later", qos=1, packet_id=2))
         client.reset()
-        await until(lambda: not house.broker.connections, "the end")
+        await eventually(lambda: not house.broker.connections, "the end")
         now[0] += 100
         client = await house.client(clean=False, answer=RESUMED)
         await client.quiet()
@@ -176,7 +176,7 @@ async def test_a_will_for_an_agent() -> None:
     async with running() as house:
         client = await house.client(will=("devices/d/event/power", b"lost", 1, False))
         client.reset()
-        await until(lambda: house.desk.messages, "the will")
+        await eventually(lambda: house.desk.messages, "the will")
         assert house.desk.payloads == [b"lost"]
 
 
@@ -188,7 +188,7 @@ async def test_the_window() -> None:
         client.send(b"".join(publish(TELEMETRY, qos=1, packet_id=n) for n in range(1, 101)))
         settled = 0
         while settled < 100:
-            await until(lambda settled=settled: len(house.desk.messages) > settled, "more")  # type: ignore[misc]  # mypy wants the default's type
+            await eventually(lambda settled=settled: len(house.desk.messages) > settled, "more")  # type: ignore[misc]  # mypy wants the default's type
             assert len(house.desk.messages) - settled <= 10
             for message in house.desk.messages[settled : settled + 5]:
                 message.receipt.settle(Outcome.COMMITTED)
@@ -233,8 +233,8 @@ async def test_a_client_that_does_not_read_is_closed() -> None:
         assert house.broker.stats.dropped["slow_consumer"] > 0
         for _ in range(100):
             house.broker.publish("many", b"x", qos=1)
-        await until(lambda: house.broker.stats.closed["slow_consumer"], "the end of the slow one")
-        await until(lambda: len(house.broker.connections) == 1, "the socket to be gone")
+        await eventually(lambda: house.broker.stats.closed["slow_consumer"], "the end of the slow one")
+        await eventually(lambda: len(house.broker.connections) == 1, "the socket to be gone")
 
 
 async def test_an_absent_session_keeps_the_oldest() -> None:
@@ -269,7 +269,7 @@ async def test_stopping_answers_what_was_taken() -> None:
         house.desk.settles = None
         client = await house.client(will=("will", b"x", 0, True))
         client.send(publish(TELEMETRY, qos=1))
-        await until(lambda: house.desk.messages, "the message")
+        await eventually(lambda: house.desk.messages, "the message")
         await house.broker.stop_intake()
         client.send(publish(TELEMETRY, qos=1, packet_id=2))
         house.desk.messages[0].receipt.settle(Outcome.COMMITTED)

@@ -16,12 +16,12 @@ from tests.integration.broker.house import (
     RecordingIntake,
     broker,
     connect,
-    eventually,
     packet,
     publish,
     subscribe,
     text,
 )
+from tests.waiting import eventually
 
 TELEMETRY = "devices/d1/telemetry"
 HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)

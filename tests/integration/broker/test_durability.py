@@ -14,8 +14,9 @@ from bridge.storage import migrate
 from bridge.storage.database import Database
 from bridge.storage.sessions import SessionStore
 from bridge.storage.writer import Writer
-from tests.integration.broker.house import DISCONNECT, Door, broker, eventually, publish, subscribe, unsubscribe
+from tests.integration.broker.house import DISCONNECT, Door, broker, publish, subscribe, unsubscribe
 from tests.integration.storage.witness import SqliteWitness
+from tests.waiting import eventually
 
 
 @asynccontextmanager

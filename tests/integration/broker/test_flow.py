@@ -12,7 +12,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from bridge.broker import packets
 from bridge.broker.wire import WRITE_BUFFER
 from bridge.receipts import Outcome
-from tests.integration.broker.house import RecordingIntake, broker, eventually, publish
+from tests.integration.broker.house import RecordingIntake, broker, publish
+from tests.waiting import eventually
 
 TELEMETRY = "devices/d1/telemetry"
 BIG = bytes(100_000)

@@ -21,8 +21,8 @@ from tests.integration.broker.raw import (
     running,
     suback,
     subscribe,
-    until,
 )
+from tests.waiting import eventually
 
 BAD_CREDENTIALS, NOT_AUTHORISED, BAD_CLIENT_ID = b"\x20\x02\x00\x04", b"\x20\x02\x00\x05", b"\x20\x02\x00\x02"
 UNAVAILABLE = b"\x20\x02\x00\x03"
@@ -182,8 +182,8 @@ async def test_a_will_needs_the_right_to_publish_it(users: Path) -> None:
                 "c", username="fridge-7", password="cold", will=(topic, topic.encode(), 0, False)
             )
             client.reset()
-            await until(lambda: not house.broker.connections, "the end")
-        await until(lambda: house.desk.messages, "the will")
+            await eventually(lambda: not house.broker.connections, "the end")
+        await eventually(lambda: house.desk.messages, "the will")
         assert house.desk.payloads == [b"devices/fridge-7/event/x"]
 
 
@@ -248,7 +248,7 @@ async def test_many_at_once_are_let_in_in_portions() -> None:
         for raw in raws:
             await raw.expect(ACCEPTED + ack("puback"))
             raw.reset()
-        await until(lambda: not house.broker.connections, "the end of all")
+        await eventually(lambda: not house.broker.connections, "the end of all")
         assert sorted(map(int, house.desk.payloads)) == list(range(20))
         assert not house.broker.clients.sessions
 
@@ -268,7 +268,7 @@ async def test_the_number_of_connections() -> None:
         third = await house.raw()
         await third.closed()
         await first.leave()
-        await until(lambda: len(house.broker.connections) == 1, "room")
+        await eventually(lambda: len(house.broker.connections) == 1, "room")
         await house.client("3")
         await second.quiet()
 
@@ -327,6 +327,6 @@ async def test_many_abandoned_sockets_leave_nothing(users: Path) -> None:
             raw.reset()
             plain = socket.create_connection(("127.0.0.1", house.broker.bound_port))
             plain.close()
-        await until(lambda: not house.broker.connections, "all to be gone")
-        await until(lambda: not house.broker.login._checks, "the last check")
+        await eventually(lambda: not house.broker.connections, "all to be gone")
+        await eventually(lambda: not house.broker.login._checks, "the last check")
         assert not house.broker.clients.sessions

@@ -8,7 +8,8 @@ import pytest
 
 from bridge.broker import packets
 from bridge.receipts import Outcome
-from tests.integration.broker.house import RecordingIntake, broker, eventually, publish, unsubscribe
+from tests.integration.broker.house import RecordingIntake, broker, publish, unsubscribe
+from tests.waiting import eventually
 
 TELEMETRY = "devices/d1/telemetry"
 

@@ -12,7 +12,8 @@ import pytest_asyncio
 from bridge.storage.database import Database
 from bridge.storage.sessions import SessionStore
 from bridge.storage.writer import Writer
-from tests.integration.broker.raw import RESUMED, House, ack, connect, publish, running, suback, subscribe, until
+from tests.integration.broker.raw import RESUMED, House, ack, connect, publish, running, suback, subscribe
+from tests.waiting import eventually
 
 Bridge = Callable[..., AbstractAsyncContextManager[House]]
 
@@ -59,7 +60,7 @@ async def test_sessions_messages_and_retained_survive(bridge: Bridge) -> None:
         client.send(ack("puback", 1) + ack("puback", 3) + subscribe(("r/#", 0), packet_id=9))
         await client.expect(suback(0, packet_id=9) + publish("r/1", b"kept", retain=True))
         client.reset()
-        await until(lambda: not house.broker.connections, "the end")
+        await eventually(lambda: not house.broker.connections, "the end")
     async with bridge() as house:
         client = await house.client("c", clean=False, answer=RESUMED)
         await client.expect(publish("a/x", b"2", qos=1, packet_id=2, dup=True))

@@ -13,7 +13,8 @@ from amqtt.contexts import Action, BaseContext
 from amqtt.plugins.base import BaseAuthPlugin, BasePlugin, BaseTopicPlugin
 
 from bridge.errors import StartError
-from tests.integration.broker.raw import ack, connect, publish, running, suback, subscribe, until
+from tests.integration.broker.raw import ack, connect, publish, running, suback, subscribe
+from tests.waiting import eventually
 
 ACL = "amqtt.plugins.topic_checking.TopicAccessControlListPlugin"
 ANONYMOUS = "amqtt.plugins.authentication.AnonymousAuthPlugin"
@@ -139,7 +140,7 @@ async def test_events() -> None:
         client.send(subscribe(("a", 0)) + publish("a", b"x"))
         await client.expect(suback(0) + publish("a", b"x"))
         await client.leave()
-        await until(lambda: ("disconnected", "c") in Recorder.events, "the last event")
+        await eventually(lambda: ("disconnected", "c") in Recorder.events, "the last event")
     assert Recorder.events == [
         ("started", None),
         ("connected", "c"),

@@ -13,7 +13,8 @@ from websockets.asyncio.client import connect as websocket
 from websockets.typing import Origin, Subprotocol
 
 from bridge.errors import StartError
-from tests.integration.broker.raw import ACCEPTED, PINGREQ, PINGRESP, ack, connect, publish, running, until
+from tests.integration.broker.raw import ACCEPTED, PINGREQ, PINGRESP, ack, connect, publish, running
+from tests.waiting import eventually
 
 MQTT = Subprotocol("mqtt")
 TELEMETRY = "devices/d/telemetry"
@@ -66,7 +67,7 @@ async def test_websocket() -> None:
                     assert isinstance(more, bytes)
                     got += more
             assert got == ACCEPTED + ack("puback") + PINGRESP or got == ACCEPTED + PINGRESP + ack("puback")
-        await until(lambda: not house.broker.connections, "the end")
+        await eventually(lambda: not house.broker.connections, "the end")
         assert house.desk.payloads == [b"x" * 1000]
 
 
@@ -80,7 +81,7 @@ async def test_a_websocket_that_breaks_the_rules_is_closed(frame: str | bytes) -
         await client.send(frame)
         with pytest.raises(websockets.ConnectionClosed):
             await asyncio.wait_for(client.recv(), 10)
-        await until(lambda: not house.broker.connections, "the end")
+        await eventually(lambda: not house.broker.connections, "the end")
         assert house.broker.stats.closed["protocol_error"] == 1
 
 
@@ -101,7 +102,7 @@ async def test_who_may_open_a_websocket(
             ):
                 pass
         assert refused.value.response.status_code == status
-        await until(lambda: not house.broker.connections, "the end")
+        await eventually(lambda: not house.broker.connections, "the end")
 
 
 async def test_a_listed_page_may_open_a_websocket() -> None:

@@ -31,8 +31,9 @@ from bridge.storage.committed import Record, Source
 from bridge.storage.database import Database
 from bridge.storage.writer import Writer
 from tests.integration.sinks.receiver import Receiver
-from tests.integration.storage.witness import committed, eventually
+from tests.integration.storage.witness import committed
 from tests.servers import Mosquitto, program
+from tests.waiting import eventually
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,9 @@ from bridge.storage import engine
 from bridge.storage.database import Database
 from bridge.storage.writer import Writer
 from tests.integration.conftest import plain
-from tests.integration.storage.witness import Witness, eventually, nothing
+from tests.integration.storage.witness import Witness, nothing
 from tests.servers import Postgres
+from tests.waiting import eventually
 
 
 def add(writer: Writer, number: int, receipt: Receipt | None, message_id: str | None = None) -> None:

@@ -16,7 +16,8 @@ from bridge.receipts import Ledger, Receipt
 from bridge.storage.database import Database
 from bridge.storage.sessions import SessionStore
 from bridge.storage.writer import Writer
-from tests.integration.storage.witness import Witness, eventually, nothing
+from tests.integration.storage.witness import Witness, nothing
+from tests.waiting import eventually
 
 Change = Callable[[AsyncConnection], Awaitable[None]]
 

@@ -22,7 +22,8 @@ from bridge.storage.sessions import SessionStore, unpack_changes
 from bridge.storage.spool import Spool
 from bridge.storage.writer import Writer
 from tests.integration.storage.test_faults import add, count_up, quick
-from tests.integration.storage.witness import Witness, eventually, nothing
+from tests.integration.storage.witness import Witness, nothing
+from tests.waiting import eventually
 
 __all__ = ["quick"]
 

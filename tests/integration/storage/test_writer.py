@@ -16,7 +16,8 @@ from bridge.storage.database import Database
 from bridge.storage.deadletters import MAX_PAYLOAD, DeadLetter, list_dead_letters
 from bridge.storage.devices import DeviceSnapshot
 from bridge.storage.writer import Writer
-from tests.integration.storage.witness import Witness, committed, eventually, nothing
+from tests.integration.storage.witness import Witness, committed, nothing
+from tests.waiting import eventually
 
 
 class Owner:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import asyncpg
@@ -75,12 +73,3 @@ async def committed(writer: Writer) -> None:
     """Return when everything handed over so far is committed; fail if it is not within 20 seconds."""
     async with asyncio.timeout(20.0):
         await writer.barrier()
-
-
-async def eventually(check: Callable[[], bool], what: str, timeout: float = 10.0, interval: float = 0.005) -> None:
-    """Return when `check` is true; fail naming `what` when it was not within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not check():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout:g} s in vain for {what}")
-        await asyncio.sleep(interval)
