@@ -26,7 +26,7 @@ help:
 	@echo "make check   lint, formatting, types, imports, Dockerfile, compose file"
 	@echo "make format  sort imports and format the code"
 	@echo "make bench   measure against Mosquitto (ARGS=--quick for a short run; ARGS=devices: the list of a million)"
-	@echo "make torture try to break the promises, for up to an hour; ends with a table (MINUTES=20 for less)"
+	@echo "make torture try to break the promises, for an hour; ends with a table (MINUTES=20 for less)"
 	@echo "make soak    ten thousand devices for ten minutes: is memory flat? (ARGS='--seconds 60' for less)"
 	@echo "make lock    make the lock files anew from pyproject.toml (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove the environment and the caches; data/ stays"

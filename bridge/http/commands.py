@@ -18,9 +18,6 @@ from bridge.http.context import Context
 from bridge.http.devices import DeviceId
 from bridge.storage import commands as stored
 
-STORE_TIMEOUT: Final = 10.0
-"""Seconds that a command may take to be stored before the caller is told that the database is not there."""
-
 CURSOR: Final = r"^\d+(\.\d+)?~[0-9A-Za-z-]{1,64}$"
 """A place in the list: a command's `created_at` in Unix seconds, and its id."""
 
@@ -36,7 +33,7 @@ def routes(context: Context) -> APIRouter:
     async def send(device_id: DeviceId, body: models.CommandBody, request: Request) -> models.CommandView:
         """Store a command and send it as soon as the device is there. Answered after the commit. The id of a stored
         command gives that one; if it was asked for something else, 409."""
-        async with in_time():
+        async with in_time(context):
             command, created = await context.router.send(device_id, body.request(), "api")
         note(request, f"{command.name}, command {command.command_id}{'' if created else ', known'}")
         return models.CommandView.of(command)
@@ -64,7 +61,7 @@ def routes(context: Context) -> APIRouter:
         command has ended otherwise."""
         command = await found(command_id)
         if not command.status.final:
-            async with in_time():
+            async with in_time(context):
                 await context.router.cancel(command.device_id, command_id, "api")
             command = await found(command_id)
         if command.status is not CommandStatus.CANCELLED:
@@ -115,10 +112,11 @@ def next_cursor(created_at: float, last_id: str) -> str:
 
 
 @asynccontextmanager
-async def in_time() -> AsyncIterator[None]:
-    """Answers a change that is not stored in time with the advice to try again."""
+async def in_time(context: Context) -> AsyncIterator[None]:
+    """Answers a change that is not stored within the writer's patience with the advice to try again: also one that
+    does not come so far, as nobody can say what is stored of its device."""
     try:
-        async with asyncio.timeout(STORE_TIMEOUT):
+        async with asyncio.timeout(context.services.writer.patience):
             yield
     except TimeoutError:
         raise StorageUnavailableError(

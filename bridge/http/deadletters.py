@@ -182,7 +182,7 @@ def routes(context: Context) -> APIRouter:
     async def drop(letter_id: LetterId, request: Request) -> None:
         """Throw a letter away."""
         letter = await found(letter_id)
-        async with in_time():
+        async with in_time(context):
             await context.services.writer.submit(partial(stored.delete_dead_letter, letter_id=letter_id))
         note(request, f"{letter.reason}: {letter.topic[:200]}")
 

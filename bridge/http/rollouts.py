@@ -100,7 +100,7 @@ def routes(context: Context) -> APIRouter:
     async def create(body: RolloutBody, request: Request) -> RolloutProgress:
         """Store a rollout and begin. Answered after the commit. The id of a stored rollout gives that one; if it was
         asked for something else, 409. What became of each device: `/commands?rollout=…`."""
-        async with in_time():
+        async with in_time(context):
             rollout, created = await rollouts.create(body.order(), body.id, "api")
         known = "" if created else ", known"
         note(request, f"{body.name} to {rollout.total} devices, rollout {rollout.rollout_id}{known}")
@@ -146,7 +146,7 @@ def routes(context: Context) -> APIRouter:
     async def cancel(rollout_id: RolloutId, request: Request) -> RolloutProgress:
         """No further device gets the command, and what has not ended is cancelled. 409 if it has ended."""
         await look(rollout_id)
-        async with in_time():
+        async with in_time(context):
             await rollouts.cancel(rollout_id)
         view = await look(rollout_id)
         if view.status is not RolloutStatus.CANCELLED:

@@ -84,7 +84,7 @@ def routes(context: Context) -> APIRouter:
         """Store a schedule. Answered after the commit. The id of a stored schedule gives that one; if it was asked for
         something else, 409."""
         when = When(None if body.at is None else body.at.timestamp(), body.cron, body.tz)
-        async with in_time():
+        async with in_time(context):
             schedule, created = await schedules.create(body.order(), when, body.grace, body.id)
         known = "" if created else ", known"
         note(request, f"{body.name} {body.cron or body.at}, schedule {schedule.schedule_id}{known}")
@@ -109,7 +109,7 @@ def routes(context: Context) -> APIRouter:
     async def cancel(schedule_id: ScheduleId, request: Request) -> ScheduleWithRuns:
         """No further runs; a rollout that it has started goes on. 409 if it is over."""
         await look(schedule_id)
-        async with in_time():
+        async with in_time(context):
             await schedules.cancel(schedule_id)
         view = await look(schedule_id)
         if view.status is not ScheduleStatus.CANCELLED:

@@ -112,7 +112,7 @@ def routes(context: Context) -> APIRouter:
         wanted = decode(await request.body(), context.services.rules.twin_limits)
         wanted = wanted._replace(version=_version(if_match, wanted))
         try:
-            async with in_time():
+            async with in_time(context):
                 twin = await context.router.desire(device_id, wanted)
         except VersionConflictError as conflict:
             code, title = (409, "Conflict") if if_match is None else (412, "Precondition failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -17,6 +18,10 @@ from bridge.storage.committed import Record
 
 _LATER: Final = frozenset((401, 403, 404, 408, 409, 421, 423, 425, 429))
 """4xx answers that somebody can put right without a change of the records: a token, a path, a rate."""
+
+READ_AT_ONCE: Final = 4_096
+MAX_ANSWER: Final = 65_536
+"""Bytes of an answer that are read: a longer one ends its connection."""
 
 
 @final
@@ -36,6 +41,7 @@ class Webhook(Sink):
         self._secret = None if secret is None else secret.encode()
         self._clock = clock
         # What the machine's environment says of proxies is not this process's business (see settings).
+        self._timeout = timeout
         self._client = httpx.AsyncClient(timeout=timeout, trust_env=False, follow_redirects=False)
 
     async def deliver(self, records: Sequence[Record]) -> None:
@@ -43,13 +49,24 @@ class Webhook(Sink):
         body = msgspec.json.encode({"records": [envelope(record) for record in records]})
         name = hashlib.sha256(f"{records[0].key} {records[-1].key} {len(records)}".encode()).hexdigest()[:32]
         headers = {"content-type": "application/json", **self._signed(name, body)}
+        answer = b""
         try:
-            response = await self._client.post(self._url, content=body, headers=headers)
+            # httpx counts anew with every byte that comes: one that drips would be waited for without end.
+            async with (
+                asyncio.timeout(self._timeout),
+                self._client.stream("POST", self._url, content=body, headers=headers) as response,
+            ):
+                async for piece in response.aiter_bytes(READ_AT_ONCE):
+                    answer += piece
+                    if len(answer) >= MAX_ANSWER:
+                        break
+        except TimeoutError as error:
+            raise SinkUnavailableError(f"{self._url}: not done within {self._timeout:g} s") from error
         except httpx.HTTPError as error:
             raise SinkUnavailableError(f"{self._url}: {str(error) or type(error).__name__}") from error
         if response.is_success:
             return
-        text = f"{self._url} answers {response.status_code}: {response.text[:200]}"
+        text = f"{self._url} answers {response.status_code}: {answer[:200].decode(errors='replace')}"
         if response.is_client_error and response.status_code not in _LATER:
             raise SinkRefusedError(text)
         raise SinkUnavailableError(text)

@@ -28,7 +28,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from bridge.errors import CircuitOpenError, StorageUnavailableError
+from bridge.errors import CircuitOpenError, RefusedError, StorageUnavailableError
 from bridge.histogram import Histogram
 from bridge.receipts import Receipt
 from bridge.storage.agents import AgentState
@@ -616,7 +616,10 @@ class Writer:
         refusals = [part.refusal for part in commit.parts if part.refusal is not None]
         if refusals:
             stats.refused += len(refusals)
-            log.error("the database refused what it was given", count=len(refusals), first=repr(refusals[0]))
+            # What a change itself refuses (a name that is taken) is an answer to whoever asked, and no fault.
+            faults = [refusal for refusal in refusals if not isinstance(refusal, RefusedError)]
+            if faults:
+                log.error("the database refused what it was given", count=len(faults), first=repr(faults[0]))
         return commit.parts
 
     # ------------------------------------------------------------------ out of the spool

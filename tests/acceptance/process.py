@@ -186,7 +186,7 @@ class BridgeProcess:
             {"Authorization": f"Bearer {self.token}"} if self.token else {}
         )
         request = urllib.request.Request(self.url(path), json.dumps(body).encode(), headers)  # noqa: S310 - our own loopback URL
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - our own loopback URL
+        with urllib.request.urlopen(request, timeout=15) as response:  # noqa: S310 - our own loopback URL
             return json.load(response)
 
     def online(self) -> list[str]:

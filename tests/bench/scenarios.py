@@ -287,7 +287,7 @@ def module(name: str) -> Callable[[Bench], list[Row]]:
 
     def run(bench: Bench) -> list[Row]:
         command = [sys.executable, "-m", f"tests.bench.{name}", "--seconds", f"{bench.seconds:g}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=120)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=300)
         if done.returncode:
             raise LoadError(f"{name}: ended with {done.returncode}")
         found = json.loads(done.stdout.splitlines()[-1])
@@ -313,6 +313,7 @@ SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "storm": storm,
     "writer": module("writer"),
     "agents": module("agents"),
+    "sinks": module("sinks"),
     "devices": devices,
 }
 ONLY_WHEN_NAMED = frozenset({"devices"})

@@ -17,7 +17,7 @@ import time
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from tests.bench import wire
 from tests.bench.clients import HOST
@@ -174,9 +174,12 @@ class Bridge(Server):
 
     name = "bridge"
 
-    def __init__(self, data: Path | None = None) -> None:
+    def __init__(self, data: Path | None = None, config: str = "") -> None:
+        """`data`: a data directory that is there already; `config`: settings as in a TOML file, beside those of the bench."""
         super().__init__()
         self._data = data or self._folder
+        self._config = self._folder / "bridge.toml"
+        self._config.write_text(config)
 
     def _start(self) -> None:
         self.http_port = free_port()
@@ -185,13 +188,18 @@ class Bridge(Server):
             "BRIDGE_MQTT__PORT": str(self.port),
             "BRIDGE_HTTP__PORT": str(self.http_port),
             "BRIDGE_DATA_DIR": str(self._data),
+            "BRIDGE_CONFIG": str(self._config),
         }
         self._run([sys.executable, "-m", "bridge", "serve"], env)
 
     def loop_lag_p99(self) -> float:
         """How late the bridge's event loop was in the last minute, in milliseconds, as it says itself."""
-        with urllib.request.urlopen(f"http://{HOST}:{self.http_port}/api/v1/summary", timeout=10) as answer:
-            return float(json.load(answer)["loop_lag_p99_ms"])
+        return float(self.ask("summary")["loop_lag_p99_ms"])
+
+    def ask(self, path: str) -> Any:
+        """What its API answers."""
+        with urllib.request.urlopen(f"http://{HOST}:{self.http_port}/api/v1/{path}", timeout=10) as answer:
+            return json.load(answer)
 
     def missing(self, acked: int) -> int:
         if self._main is None:

@@ -27,6 +27,7 @@ _numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Short rounds unless `make torture` asks for the long ones."""
+    config.addinivalue_line("markers", "weight(share): of the time of `make torture`; 1 by default")
     config.stash[TORTURE] = Torture(long=config.getoption("--torture"), minutes=config.getoption("--torture-minutes"))
 
 
@@ -39,9 +40,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture
-def torture(pytestconfig: pytest.Config) -> Torture:
+def torture(request: pytest.FixtureRequest) -> Torture:
     """How often each fault is repeated, and the table."""
-    return pytestconfig.stash[TORTURE]
+    torture = request.config.stash[TORTURE]
+    items = request.session.items
+    left = [weight(item) for item in items[items.index(request.node) :]]
+    torture.begin(left[0] / sum(left))
+    return torture
+
+
+def weight(item: pytest.Item) -> float:
+    """How much of the time a test is to have: some try many faults, or one that takes long."""
+    marker = item.get_closest_marker("weight")
+    return float(marker.args[0]) if marker else 1.0
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ MESSAGE_IDS = "SELECT message_id FROM telemetry WHERE message_id IS NOT NULL"
 
 
 class Store(Protocol):
-    """A database that a bridge writes to."""
+    """A database that a bridge writes to, at `url` as the bridge has it."""
+
+    url: str
 
     def column(self, query: str) -> list[Any]:
         """The first column of a query's rows."""
@@ -32,6 +34,7 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.url = f"sqlite+aiosqlite:///{path}"
 
     def column(self, query: str) -> list[Any]:
         """The first column of a query's rows."""
@@ -56,7 +59,7 @@ class PostgresStore:
     """A PostgreSQL database."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.replace("+asyncpg", "")
+        self.url = url
 
     def column(self, query: str) -> list[Any]:
         """The first column of a query's rows."""
@@ -87,7 +90,7 @@ class PostgresStore:
 
     def _with(self, ask: Callable[[asyncpg.Connection[asyncpg.Record]], Any]) -> list[Any]:
         async def run() -> list[Any]:
-            connection = await asyncpg.connect(self._url, timeout=10)
+            connection = await asyncpg.connect(self.url.replace("+asyncpg", ""), timeout=10)
             try:
                 return [row[0] for row in await ask(connection)]
             finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 from types import TracebackType
 from typing import Self
@@ -45,6 +47,18 @@ class Stranger:
             data = self._socket.recv(65_536)
             assert data, "the connection was closed"
             self._rest += data
+
+    def readable(self) -> bool:
+        """Whether something has come that is not read yet."""
+        return bool(self._rest or select.select([self._socket], [], [], 0.0)[0])
+
+    def rest(self) -> bytes:
+        """What comes before the other side closes."""
+        found, self._rest = self._rest, b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := self._socket.recv(65_536):
+                found += data
+        return found
 
     def closed_by_peer(self) -> bool:
         """Whether the other side closes; waits for it, and passes over what comes before."""

@@ -52,8 +52,9 @@ def test_the_clock_is_set(make_victim: MakeVictim, torture: Torture, tmp_path: P
                 # Nobody is cut off or taken for gone, a command finds its way, and states are still stored.
                 assert victim.metric("bridge_connections") == 20
                 assert len(bridge.online()) == 20
-                sent = bridge.run("send", "nobody", "reboot", "--ttl", "1", "--json")
-                assert '"expired"' in sent.stdout
+                sent = bridge.post("/api/v1/devices/nobody/commands", {"name": "reboot", "ttl": 0.5})
+                followed = f"/api/v1/commands/{sent['command_id']}?wait=10&after_seq=1"
+                assert bridge.get(followed)["command"]["status"] == "expired"
                 before = counted(victim.store.column("SELECT sum(messages) FROM devices"))
                 until(
                     lambda before=before: counted(victim.store.column("SELECT sum(messages) FROM devices")) > before,  # type: ignore[misc]  # mypy wants the default's type

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
+import httpx
 import pytest
 
 from tests.acceptance.process import BridgeProcess
 from tests.bench import wire
 from tests.faults.conftest import MakeVictim, Victim
 from tests.faults.fleet import now
+from tests.faults.stores import SqliteStore
 from tests.faults.strangers import Stranger
 from tests.faults.test_clients import memory
 from tests.faults.torture import Torture
@@ -22,13 +26,17 @@ from tests.waiting import until
 RATE = 2_000
 GROWTH = 20.0
 """MiB that the process may grow by after the first part of the outage."""
+PATIENCE = 1.0
+TOLD_WITHIN = 10.0
+"""Seconds: a machine with much else to do, and far less than the time for which the database is away otherwise."""
 ANSWER_WITHIN = 5.0
 """Seconds between two acknowledgements that no device calls an outage; `spool.after` is two of them."""
 
 
 @pytest.mark.postgres
+@pytest.mark.weight(4)
 def test_a_long_outage(make_victim: MakeVictim, postgres: Postgres, torture: Torture) -> None:
-    seconds = torture.pick(15, 300)
+    seconds = torture.pick(15, min(300, torture.seconds_left / 2))  # and as long again to drain
     row = torture.row(f"PostgreSQL away for {seconds:g} s at {RATE:,}/s")
     victim = make_victim("postgresql", BRIDGE_WRITER__PATIENCE="2")
     bridge = victim.bridge.start()
@@ -58,6 +66,82 @@ def test_a_long_outage(make_victim: MakeVictim, postgres: Postgres, torture: Tor
             row.recovery = now() - came_back
         victim.finish(fleet, row)
         assert fleet.longest_silence() < ANSWER_WITHIN, "a device has noticed"
+
+
+def test_who_needs_the_database_is_told_in_time(
+    make_victim: MakeVictim, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Commands, changes of twins and of the registry are refused while the database is away, for a device that is in
+    memory and for one that is not, by HTTP and by MQTT. What a device reports is held, and stored when it is back."""
+    victim = make_victim(kind, BRIDGE_WRITER__PATIENCE=str(PATIENCE), BRIDGE_SPOOL__AFTER="0.3")
+    bridge = victim.bridge.start()
+    with ExitStack() as stack:
+        fleet = stack.enter_context(victim.fleet(rate=500, devices=1))
+        fleet.wait_for(100)
+        known = fleet.acknowledged()[0].rpartition("-")[0]
+        device = stack.enter_context(Stranger(bridge.mqtt_port))
+        device.send(wire.connect("reporter") + wire.publish(f"devices/{known}/state/reported", b'{"n": 1}', 1))
+        device.expect(wire.PUBACK)
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=20))
+        with away(victim, request):
+            until(lambda: victim.metric("bridge_spool_rows") > 0, "rows in the spool")
+            device.send(wire.publish(f"devices/{known}/state/reported", b'{"n": 2}', 2))
+            asked = [
+                pool.submit(refused, bridge, method, f"/api/v1/{path}", body)
+                for device_id in (known, "never-seen")
+                for method, path, body in (
+                    ("POST", f"devices/{device_id}/commands", {"name": "reboot"}),
+                    ("PATCH", f"devices/{device_id}/twin", {"led": True}),
+                )
+            ]
+            asked.append(pool.submit(refused, bridge, "POST", "/api/v1/registry", {"devices": [{"device_id": "new"}]}))
+            asked += [
+                pool.submit(cut_off, bridge, f"devices/{device_id}/{topic}", payload)
+                for device_id in (known, "never-seen")
+                for topic, payload in (("command", b'{"name": "reboot"}'), ("state/desired", b'{"led": true}'))
+            ]
+            for question in asked:
+                question.result()
+            assert not device.readable(), "acknowledged, and not stored"
+            fleet.wait_for(100)
+        device.expect(wire.PUBACK)
+        until(lambda: condition(bridge) == "ready", "the spool to be empty", 60)
+        assert bridge.get(f"/api/v1/devices/{known}/twin")["reported"] == {"n": 2}
+        sent = fleet.stop()
+        assert sent.unacknowledged == 0
+
+
+@contextmanager
+def away(victim: Victim, request: pytest.FixtureRequest) -> Iterator[None]:
+    """The victim's database is there for nobody."""
+    if isinstance(victim.store, SqliteStore):
+        with victim.locked():
+            yield
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+def refused(bridge: BridgeProcess, method: str, path: str, body: object) -> None:
+    """A request must be answered with 503 within the writer's patience, and a half for the writer's look at it."""
+    began = now()
+    answer = httpx.request(method, bridge.url(path), json=body, timeout=60.0, trust_env=False)
+    assert answer.status_code == 503, f"{method} {path}: {answer.status_code} {answer.text}"
+    assert now() - began < TOLD_WITHIN, f"{method} {path}"
+
+
+def cut_off(bridge: BridgeProcess, topic: str, payload: bytes) -> None:
+    """A message must lead to the end of its connection, without an acknowledgement."""
+    began = now()
+    with Stranger(bridge.mqtt_port) as operator:
+        operator.send(wire.connect(f"operator of {topic}") + wire.publish(topic, payload, 1))
+        operator.expect(wire.CONNACK)
+        assert operator.rest() == b"", f"{topic}: acknowledged, and not stored"
+    assert now() - began < TOLD_WITHIN, topic
 
 
 def test_killed_during_an_outage(make_victim: MakeVictim, torture: Torture) -> None:

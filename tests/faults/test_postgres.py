@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 
@@ -17,101 +18,148 @@ from tests.servers import Postgres
 
 pytestmark = pytest.mark.postgres
 
-Fault = Callable[[Postgres, Proxy, float], None]
+AGAIN = 0.2
+"""Seconds between two blows of a fault that is dealt again and again."""
+DEVICES = 20
+WINDOW = 50
+MEANWHILE = DEVICES * WINDOW + 200
+"""Acknowledgements that must come while the fault lasts: more than can have been under way when it began."""
+
+Fault = Callable[[Postgres, Proxy], AbstractContextManager[None]]
 
 
-def stopped(server: Postgres, _proxy: Proxy, seconds: float) -> None:
+@contextmanager
+def stopped(server: Postgres, _proxy: Proxy) -> Iterator[None]:
     """A fast shutdown, as for an upgrade."""
     server.stop()
-    time.sleep(seconds)  # the length of the outage is the fault
-    server.start()
+    try:
+        yield
+    finally:
+        server.start()
 
 
-def killed(server: Postgres, _proxy: Proxy, seconds: float) -> None:
+@contextmanager
+def killed(server: Postgres, _proxy: Proxy) -> Iterator[None]:
     """As by the end of the machine: it recovers from its log."""
     server.kill()
-    time.sleep(seconds)
-    server.start()
+    try:
+        yield
+    finally:
+        server.start()
 
 
-def paused(server: Postgres, _proxy: Proxy, seconds: float) -> None:
+@contextmanager
+def paused(server: Postgres, _proxy: Proxy) -> Iterator[None]:
     """SIGSTOP: connections stay open and nothing answers."""
     server.pause()
     try:
-        time.sleep(seconds)
+        yield
     finally:
         server.resume()
 
 
-def cut(server: Postgres, _proxy: Proxy, seconds: float) -> None:
+def sessions_ended(server: Postgres, _proxy: Proxy) -> AbstractContextManager[None]:
     """An administrator ends every session, again and again."""
-    until = now() + seconds
-    while now() < until:
-        PostgresStore(server.url_of("postgres")).column(
+    database = PostgresStore(server.url_of("postgres"))
+    return again_and_again(
+        lambda: database.column(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'mqtt-bridge%'"
         )
-        time.sleep(0.2)
+    )
 
 
-def delayed(_server: Postgres, proxy: Proxy, seconds: float) -> None:
+@contextmanager
+def delayed(_server: Postgres, proxy: Proxy) -> Iterator[None]:
     """Every piece takes a tenth of a second each way."""
     proxy.delay = 0.1
-    time.sleep(seconds)
-    proxy.delay = 0.0
+    try:
+        yield
+    finally:
+        proxy.delay = 0.0
 
 
-def stalled(_server: Postgres, proxy: Proxy, seconds: float) -> None:
-    """The network swallows everything, then gives it back."""
+@contextmanager
+def stalled(_server: Postgres, proxy: Proxy) -> Iterator[None]:
+    """Nothing passes; connections stay open."""
     proxy.stall()
-    time.sleep(seconds)
-    proxy.flow()
+    try:
+        yield
+    finally:
+        proxy.flow()
 
 
-def reset(_server: Postgres, proxy: Proxy, seconds: float) -> None:
+def reset(_server: Postgres, proxy: Proxy) -> AbstractContextManager[None]:
     """Connections are reset, again and again."""
-    until = now() + seconds
-    while now() < until:
-        proxy.reset()
-        time.sleep(0.2)
+    return again_and_again(proxy.reset)
 
 
-def dripping(_server: Postgres, proxy: Proxy, seconds: float) -> None:
+@contextmanager
+def dripping(_server: Postgres, proxy: Proxy) -> Iterator[None]:
     """One byte at a time."""
     proxy.drip = True
-    time.sleep(seconds)
-    proxy.drip = False
+    try:
+        yield
+    finally:
+        proxy.drip = False
 
 
-FAULTS: dict[str, tuple[Fault, float, float]] = {
-    "stopped for a moment": (stopped, 1.0, 1.0),
-    "stopped": (stopped, 4.0, 10.0),
-    "stopped for long": (stopped, 0.0, 60.0),
-    "killed": (killed, 0.5, 2.0),
-    "paused (SIGSTOP)": (paused, 4.0, 10.0),
-    "sessions ended": (cut, 1.0, 5.0),
-    "network delays": (delayed, 2.0, 10.0),
-    "network stalls": (stalled, 3.0, 10.0),
-    "network resets": (reset, 1.0, 5.0),
-    "network drips": (dripping, 2.0, 10.0),
+@contextmanager
+def again_and_again(blow: Callable[[], object]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def deal() -> None:
+        while not ended.wait(AGAIN):
+            blow()
+
+    blow()
+    thread = threading.Thread(target=deal)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+SERVER: dict[str, tuple[Fault, tuple[float, ...]]] = {
+    "stopped": (stopped, (1, 10, 60)),
+    "killed": (killed, (2,)),
+    "paused (SIGSTOP)": (paused, (10,)),
+    "sessions ended": (sessions_ended, (5,)),
 }
-"""What happens, and for how many seconds: in short, and in `make torture`."""
+NETWORK: dict[str, tuple[Fault, tuple[float, ...]]] = {
+    "network delays": (delayed, (10,)),
+    "network stalls": (stalled, (10,)),
+    "network resets": (reset, (5,)),
+    "network drips": (dripping, (10,)),
+}
+"""What happens, and for how many seconds in `make torture`; in short it lasts until devices have been acknowledged
+enough meanwhile."""
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_postgres_under_load(make_victim: MakeVictim, postgres: Postgres, torture: Torture, name: str) -> None:
-    fault, short, long = FAULTS[name]
-    seconds = torture.pick(short, long)
-    if not seconds:
-        return  # the same as another one, only longer
-    row = torture.row(f"PostgreSQL {name}, {seconds:g} s")
+@pytest.mark.weight(5)
+@pytest.mark.parametrize("faults", [SERVER, NETWORK], ids=["server", "network"])
+def test_postgres_under_load(
+    make_victim: MakeVictim,
+    postgres: Postgres,
+    torture: Torture,
+    faults: dict[str, tuple[Fault, tuple[float, ...]]],
+) -> None:
     with ExitStack() as stack:
         proxy = stack.enter_context(Proxy(postgres.port))
-        victim = make_victim("postgresql", port=proxy.port)
+        victim = make_victim("postgresql", port=proxy.port, BRIDGE_SPOOL__AFTER="0.5")
         victim.bridge.start()
-        fleet: Fleet = stack.enter_context(victim.fleet(rate=1_000))
-        for _ in torture.rounds(row, 1, 5):
-            fleet.wait_for(200)
-            fault(postgres, proxy, seconds)
-            row.recovery = max(row.recovery, fleet.back_after(now()))
+        fleet: Fleet = stack.enter_context(victim.fleet(rate=1_000, devices=DEVICES, window=WINDOW))
+        for tried, (name, (fault, lengths)) in enumerate(faults.items()):
+            row = torture.row(f"PostgreSQL {name}")
+            for number in torture.rounds(row, 1, 4 * len(lengths), faults_left=len(faults) - tried):
+                fleet.wait_for(200)
+                with fault(postgres, proxy):
+                    until = now() + torture.pick(0, lengths[(number - 1) % len(lengths)])
+                    fleet.wait_for(MEANWHILE)
+                    time.sleep(max(0.0, until - now()))  # the length of the outage is the fault
+                row.recovery = max(row.recovery, fleet.back_after(now()))
+                victim.drained()
+            victim.audit(row)
         victim.finish(fleet, row)
         victim.bridge.finish()

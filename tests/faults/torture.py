@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,23 +22,37 @@ class Row:
 
 
 class Torture:
-    """The count of rounds, and what they showed. `minutes`: how long all of it may take when it is `long`; then the
-    rounds that are left are left out, and the table says so."""
+    """The count of rounds, and what they showed. `minutes`: how long all of it may take when it is `long`. Every test
+    gets its share of what is left; rounds for which it does not suffice are left out, and the table says so."""
 
-    def __init__(self, *, long: bool, minutes: float) -> None:
+    def __init__(self, *, long: bool, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.long: Final = long
         self.rows: list[Row] = []
-        self._until = time.monotonic() + minutes * 60
+        self._clock = clock
+        self._until = clock() + minutes * 60
+        self._share_until = self._until
+
+    def begin(self, share: float) -> None:
+        """The next test may take `share` (up to 1) of the time that is left."""
+        now = self._clock()
+        self._share_until = now + (self._until - now) * share
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the test's share."""
+        return max(0.0, self._share_until - self._clock())
 
     def pick(self, short: float, long: float) -> float:
         """A length of time, or any other number, by how long the tests may take."""
         return long if self.long else short
 
-    def rounds(self, row: Row, short: int, long: int) -> Iterator[int]:
-        """Numbers of rounds, from 1."""
+    def rounds(self, row: Row, short: int, long: int, *, faults_left: int = 1) -> Iterator[int]:
+        """Numbers of rounds, from 1; at least one. `faults_left`: among so many faults, this one included, the rest of
+        the test's time is to be divided."""
         row.wanted = long if self.long else short
+        until = self._clock() + self.seconds_left / faults_left
         for number in range(1, row.wanted + 1):
-            if self.long and time.monotonic() > self._until:
+            if self.long and number > 1 and self._clock() >= until:
                 return
             row.rounds = number
             yield number
