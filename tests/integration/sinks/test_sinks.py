@@ -10,7 +10,8 @@ import hmac
 import json
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ from tests.integration.sinks.receiver import Receiver
 from tests.integration.storage.witness import committed
 from tests.servers import Mosquitto, program
 from tests.waiting import eventually
+
+LONG = 8_000
+ROW_BYTES = 500
+"""What a record takes in memory, or more."""
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +195,59 @@ class Clumsy(Sink):
         if self.calls % 2:
             raise ZeroDivisionError
         self.taken += [record.key for record in records]
+
+
+async def test_an_answer_that_drips_is_none() -> None:
+    """However long a receiver goes on answering, one byte at a time: the time is that of the whole request."""
+
+    hung_up = asyncio.Event()
+
+    async def drip(_reader: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            answer.write(b"HTTP/1.1 200 OK\r\nx: ")
+            while not answer.is_closing():
+                answer.write(b"x")
+                await answer.drain()
+                await asyncio.sleep(0.02)
+        answer.close()
+        hung_up.set()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    hook = Webhook(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", None, 0.3, time.time)
+    record = Record(Source.TELEMETRY, 1, "d1", "default", 1.0, 1.0, "{}")
+    with pytest.raises(SinkUnavailableError, match=r"not done within 0\.3 s"):
+        await asyncio.wait_for(hook.deliver([record]), 20.0)
+    await hook.close()
+    await asyncio.wait_for(hung_up.wait(), 20.0)
+    server.close()
+
+
+async def test_what_waits_for_a_sink_waits_in_the_database(database: Database, writer: Writer) -> None:
+    """A long outage costs no memory, and neither does its end: one delivery at a time is read."""
+
+    class Away(Sink):
+        there = False
+        taken = 0
+
+        async def deliver(self, records: Sequence[Record]) -> None:
+            if not self.there:
+                raise SinkUnavailableError("away")
+            self.taken += len(records)
+
+    sink = Away()
+    feeder = Feeder("away", sink, database, Filter(), Pace(batch=100), from_beginning=True)
+    async with running(feeder):
+        for start in range(0, LONG, 2_000):
+            await add(writer, range(start, start + 2_000))
+        assert feeder.trouble == "away"
+        tracemalloc.start()
+        try:
+            sink.there = True
+            await eventually(lambda: sink.taken == LONG, "everything that has waited", 60.0)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < LONG * ROW_BYTES / 4, f"{peak:,} bytes"
 
 
 async def test_a_sink_that_raises_anything_is_called_again(database: Database, writer: Writer) -> None:
