@@ -112,7 +112,9 @@ class DeviceTwin:
             return await stored.change(connection, device_id, part, patch, at, limits, once)
 
         writer = self._services.writer
-        future = writer.submit(change) if once is None else writer.add_change(change)
+        # What a device reports is so already, and waits for the database; what an operator asks for is refused in time.
+        patient = part is Part.REPORTED
+        future = writer.submit(change, patient=patient) if once is None else writer.add_change(change)
         future.add_done_callback(partial(self._committed, part))
         return future
 
