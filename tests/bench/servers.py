@@ -175,7 +175,7 @@ class Bridge(Server):
     name = "bridge"
 
     def __init__(self, data: Path | None = None, config: str = "") -> None:
-        """`data`: a data directory that is there already; `config`: settings as in a TOML file, beside those of the bench."""
+        """`data`: a data directory that is there already; `config`: more settings, as in a TOML file."""
         super().__init__()
         self._data = data or self._folder
         self._config = self._folder / "bridge.toml"
