@@ -40,9 +40,10 @@ from bridge.settings import Settings
 from bridge.sinks.build import Plan, feeders
 from bridge.standby import Standby
 from bridge.storage import migrate as schema
+from bridge.storage.committed import Source
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
-from bridge.storage.retention import Keep, Retention
+from bridge.storage.retention import DAY, Keep, Retention
 from bridge.storage.rollups import Rollups
 from bridge.storage.sessions import SessionStore, unpack_changes
 from bridge.storage.spool import Spool
@@ -209,7 +210,7 @@ class Bridge:
         await self.writer.start()
         undo.push_async_callback(self.writer.stop, grace)
         self.rollups = Rollups(self.database, lambda: self.writer.busy)
-        self.sinks = feeders(_sinks(settings), self.database, time.time)
+        self.sinks = feeders(_sinks(settings), self.database, _kept_for(settings), time.time)
 
         profiles, topics = self.profiles, self.topics
         self.services = Services(
@@ -329,6 +330,7 @@ class Bridge:
                 "spool": self._check_spool,
             },
             degraded=self.degraded,
+            concern=lambda: next((sink.endangered for sink in self.sinks if sink.endangered), None),
             access=access,
             audit=Audit(self.writer, http.audit_lines, time.time),
             # Where a token is needed nothing is gained by another name: a browser has no cookie for it.
@@ -422,6 +424,13 @@ def _sinks(settings: Settings) -> dict[str, Plan]:
         )
         for name, section in settings.sinks.items()
     }
+
+
+def _kept_for(settings: Settings) -> dict[Source, float]:
+    """Seconds after which what sinks are passed is deleted; 0 for never."""
+    keep = settings.retention
+    days = {Source.TELEMETRY: keep.telemetry, Source.PRESENCE: keep.presence, Source.COMMANDS: keep.commands}
+    return {source: number * DAY for source, number in days.items()}
 
 
 async def _end(part: asyncio.Task[Any]) -> None:

@@ -41,6 +41,10 @@ def install(bridge: Bridge) -> None:
         "bridge_sink_lag_seconds", "Age of the oldest record that waits for a sink.", "sink",
         lambda: {sink.name: sink.lag for sink in sinks},
     )  # fmt: skip
+    metrics.gauges(
+        "bridge_sink_endangered", "1 while records that wait for a sink will soon be deleted.", "sink",
+        lambda: {sink.name: int(sink.endangered is not None) for sink in sinks},
+    )  # fmt: skip
     metrics.counters(
         "bridge_sink_delivered", "Records that sinks have taken.", "sink",
         lambda: {sink.name: sink.delivered for sink in sinks},

@@ -43,6 +43,8 @@ class Context:
     """What must be right to be ready: each returns None, or what is wrong."""
     degraded: Callable[[], str | None]
     """Why the database may be away and the bridge ready all the same; None unless what is received is spooled."""
+    concern: Callable[[], str | None]
+    """What will go wrong if nobody does anything, while all is well yet."""
     access: Access
     audit: Audit
     hosts: tuple[str, ...] | None

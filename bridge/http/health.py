@@ -17,7 +17,7 @@ from bridge.metrics import CONTENT_TYPE
 
 def routes(context: Context) -> APIRouter:
     """`/healthz`, `/readyz`, `/metrics`."""
-    api = readiness(context.checks, context.degraded)
+    api = readiness(context.checks, context.degraded, context.concern)
     guarded = [] if context.metrics_open else [Depends(guard(context.access))]
 
     @api.get(
@@ -36,8 +36,10 @@ def routes(context: Context) -> APIRouter:
     return api
 
 
-def readiness(checks: Mapping[str, Check], degraded: Callable[[], str | None]) -> APIRouter:
-    """`/healthz`, `/readyz`."""
+def readiness(
+    checks: Mapping[str, Check], degraded: Callable[[], str | None], concern: Callable[[], str | None] = lambda: None
+) -> APIRouter:
+    """`/healthz`, `/readyz`. `degraded`, `concern`: as in `Context`."""
     api = APIRouter(tags=["health"])
 
     @api.get("/healthz")
@@ -48,12 +50,13 @@ def readiness(checks: Mapping[str, Check], degraded: Callable[[], str | None]) -
     @api.get("/readyz", responses={503: {"description": "Not ready; the checks say why."}})
     async def readyz() -> JSONResponse:
         """Database, broker and schema are as they must be; or `degraded`: what is received is acknowledged, and waits
-        on the local disk until the database is as it must be."""
+        on the local disk until the database is as it must be, or something will go wrong if nobody does anything."""
         answers = await asyncio.gather(*(check() for check in checks.values()))
         faults = {name: fault for name, fault in zip(checks, answers, strict=True) if fault}
         reason = degraded()
         # While rows are spooled nobody who sends any needs the database.
         ready = not (faults.keys() - {"database"} if reason else faults)
+        reason = reason or concern()
         body: dict[str, Any] = {
             "status": ("degraded" if reason else "ready") if ready else "not ready",
             "checks": {name: faults.get(name) or "ok" for name in checks},

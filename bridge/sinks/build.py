@@ -15,6 +15,7 @@ from bridge.sinks.files import Lines, Parquet
 from bridge.sinks.sink import Sink
 from bridge.sinks.upstream import Broker, Upstream
 from bridge.sinks.webhook import Webhook
+from bridge.storage.committed import Source
 from bridge.storage.database import Database
 
 
@@ -42,8 +43,10 @@ class Plan:
     options: dict[str, Any]
 
 
-def feeders(plans: Mapping[str, Plan], database: Database, clock: Callable[[], float]) -> list[Feeder]:
-    """A feeder for each sink. Raises SettingsError that names the sink."""
+def feeders(
+    plans: Mapping[str, Plan], database: Database, kept_for: Mapping[Source, float], clock: Callable[[], float]
+) -> list[Feeder]:
+    """A feeder for each sink. Raises SettingsError that names the sink. `kept_for`: as in `Feeder`."""
     built = []
     for name, plan in plans.items():
         try:
@@ -53,7 +56,9 @@ def feeders(plans: Mapping[str, Plan], database: Database, clock: Callable[[], f
         wanted = Filter(frozenset(plan.kinds), plan.devices, plan.streams)
         pace = Pace(plan.batch, plan.rate, plan.wait)
         from_beginning = plan.start == "beginning"
-        built.append(Feeder(name, sink, database, wanted, pace, from_beginning=from_beginning, clock=clock))
+        built.append(
+            Feeder(name, sink, database, wanted, pace, from_beginning=from_beginning, kept_for=kept_for, clock=clock)
+        )
     return built
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, final
@@ -32,6 +32,9 @@ IDLE: Final = 0.5
 NOTE_EVERY: Final = 1.0
 """Seconds between two moves of the cursor: so much may be passed on again after a crash. Each is a commit."""
 AGAIN_AFTER: Final = 5.0
+DAY: Final = 86_400.0
+NEAR: Final = 0.8
+"""Of the time for which something is kept: a sink that is farther behind is in danger of missing it."""
 
 _backoff: Final = wait_random_exponential(multiplier=0.5, max=60.0)
 
@@ -88,9 +91,11 @@ class Feeder:
         pace: Pace,
         *,
         from_beginning: bool = False,
+        kept_for: Mapping[Source, float] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`from_beginning`: a sink that is new gets all that is stored, not only what comes."""
+        """`from_beginning`: a sink that is new gets all that is stored, not only what comes. `kept_for`: seconds after
+        which the records of a source are deleted; 0 or nothing for never."""
         self.name: Final = name
         self.delivered = 0
         self.refused = 0
@@ -106,6 +111,8 @@ class Feeder:
         self._wanted = wanted
         self._pace = pace
         self._from_beginning = from_beginning
+        self._kept_for = kept_for or {}
+        self._warned = False
         self._clock = clock
         self._positions: dict[Source, int] = {}
         self._noted: dict[Source, int] = {}
@@ -117,6 +124,19 @@ class Feeder:
     def lag(self) -> float:
         """How old, in seconds, the oldest record is that waits for the sink; 0 when none does."""
         return max(0.0, self._clock() - min(self._waiting.values())) if self._waiting else 0.0
+
+    @property
+    def endangered(self) -> str | None:
+        """What will soon be deleted before the sink has it; None while there is nothing such."""
+        now = self._clock()
+        for source, since in self._waiting.items():
+            limit = self._kept_for.get(source, 0.0)
+            if limit and now - since > NEAR * limit:
+                return (
+                    f"sink {self.name}: {source} of {(now - since) / DAY:.1f} days ago waits for it,"
+                    f" and is deleted after {limit / DAY:g} days"
+                )
+        return None
 
     async def run(self) -> None:
         """Feed the sink, for ever."""
@@ -161,6 +181,7 @@ class Feeder:
         if not records:
             return 0
         self._waiting[source] = records[0].stored_at
+        self._warn()
         if len(records) < self._pace.batch and self._clock() - records[0].stored_at < self._pace.wait:
             return 0
         wanted = [record for record in records if self._wanted.wants(record)]
@@ -209,9 +230,16 @@ class Feeder:
         if isinstance(error, CircuitOpenError):
             return
         self.retries += 1
+        self._warn()
         if self.trouble is None:
             log.warning("a sink does not take anything; trying again", sink=self.name, error=str(error))
         self.trouble = str(error)
+
+    def _warn(self) -> None:
+        endangered = self.endangered
+        if endangered is not None and not self._warned:
+            log.warning("a sink is so far behind that it will miss what is deleted", reason=endangered)
+        self._warned = endangered is not None
 
     async def _note(self) -> None:
         self._noted_at = time.monotonic()

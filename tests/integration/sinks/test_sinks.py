@@ -250,6 +250,21 @@ async def test_what_waits_for_a_sink_waits_in_the_database(database: Database, w
     assert peak < LONG * ROW_BYTES / 4, f"{peak:,} bytes"
 
 
+async def test_a_sink_says_so_before_it_misses_what_is_deleted(database: Database, writer: Writer, hook: Hook) -> None:
+    """When four fifths of the time have passed for which readings are kept; and no more when it has caught up."""
+    ahead = 0.0
+    sink = Feeder(
+        "late", hook(url="http://127.0.0.1:9/hook"), database, Filter(), Pace(), from_beginning=True,
+        kept_for={Source.TELEMETRY: 10 * 86_400.0}, clock=lambda: time.time() + ahead,
+    )  # fmt: skip
+    async with running(sink):
+        await add(writer, range(3))
+        await eventually(lambda: sink.retries > 0, "the first failure")
+        assert sink.endangered is None
+        ahead = 8.5 * 86_400
+        assert sink.endangered == ("sink late: telemetry of 8.5 days ago waits for it, and is deleted after 10 days")
+
+
 async def test_a_sink_that_raises_anything_is_called_again(database: Database, writer: Writer) -> None:
     await add(writer, range(9))
     sink = Clumsy()
