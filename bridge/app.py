@@ -84,10 +84,7 @@ async def serve(settings: Settings, *, migrate: bool | None = None, on_ready: On
     bridge = Bridge(settings)
     if not await bridge.start(migrate=settings.database.migrate if migrate is None else migrate, stop=stop):
         return
-    gc.collect()
-    gc.freeze()  # what is there now stays: it need not be looked at again
-    gc.set_threshold(*GC_THRESHOLDS)
-    sys.setswitchinterval(SWITCH_INTERVAL)
+    tune()
     try:
         if on_ready is not None:
             await on_ready(bridge)
@@ -100,6 +97,14 @@ async def serve(settings: Settings, *, migrate: bool | None = None, on_ready: On
     for part in failed:
         problem = None if part.cancelled() else part.exception()
         raise BridgeError(f"{part.get_name()} has stopped: {problem or 'without an error'}") from problem
+
+
+def tune() -> None:
+    """Set the interpreter up for a busy loop, once everything is started."""
+    gc.collect()
+    gc.freeze()  # what is there now stays: it need not be looked at again
+    gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_INTERVAL)
 
 
 @final

@@ -21,13 +21,13 @@ log = structlog.get_logger(__name__)
 ROWS: Final = 3_000
 """Committed rows and changes after which there is something to carry. One may touch five pages of 4 KiB or share one
 with twenty others, so this is a few MiB at most."""
-PAUSE: Final = 1.0
+PAUSE: Final = 1.5
 """Seconds between two rounds at least: a page that every commit touches is carried once for many of them."""
-LARGE: Final = 4_000
+LARGE: Final = 8_000
 """Pages in the log from which on it is to begin anew."""
-LITTLE: Final = 250
+LITTLE: Final = 500
 """Pages that may be carried while commits wait."""
-TRIES: Final = 3
+TRIES: Final = 2
 """How often the rest is carried beside the commits before they wait for it all the same."""
 
 
