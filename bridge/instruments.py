@@ -107,6 +107,11 @@ def _times(bridge: Bridge) -> None:
         stats.settles,
     )
     metrics.histogram("bridge_commit_seconds", "How long the commit of a batch took.", stats.commits)
+    metrics.histogram(
+        "bridge_agent_wakeup_seconds",
+        "From the wake-up of a waiting agent until its coroutine runs: at most twenty samples a second.",
+        bridge.services.wakeups.seconds,
+    )
     metrics.histograms(
         "bridge_command_step_seconds",
         "From the acceptance of a command to each status that it reached.",

@@ -158,6 +158,8 @@ class Cell:
         if waker is not None:
             self._waker = None
             if not waker.done():
+                if self._services.wakeups.due:
+                    self._services.wakeups.look()
                 waker.set_result(None)
         elif self._task is None:
             self._task = self._services.loop.create_task(self._run())

@@ -19,6 +19,7 @@ from bridge.agents.limits import Limit, Pacer
 from bridge.agents.logic import LogicRules
 from bridge.agents.offload import Offload
 from bridge.agents.timers import TimerWheel
+from bridge.agents.wakeups import WakeUps
 from bridge.commands import CommandStatus
 from bridge.histogram import LONG, Histogram
 from bridge.messages import Kind, Message, Publish
@@ -128,6 +129,7 @@ class Services:
         "tracing",
         "twins",
         "unknown",
+        "wakeups",
         "wheel",
         "writer",
     )
@@ -160,6 +162,7 @@ class Services:
         self.loop = asyncio.get_running_loop()
         self.wheel = TimerWheel(self.loop.time)
         self.census = Census()
+        self.wakeups: Final = WakeUps(self.loop)
         self.offload = Offload(rules.offload_workers)
         self.logic_classes = {name: (agent, Handlers(agent)) for name, agent in (agents or {}).items()}
         """By `Profile.agent`."""

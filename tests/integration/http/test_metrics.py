@@ -51,6 +51,16 @@ async def test_times_are_sampled_once_per_batch(open_house: House) -> None:
     assert value(after, "bridge_command_step_seconds", "_count", status="sent") == 0
 
 
+async def test_wake_ups_are_sampled(open_house: House) -> None:
+    # The first message makes the agent; only one that waits can be woken.
+    for _ in range(2):
+        await open_house.receive("devices/fridge-7/telemetry", b'{"temperature": 4}')
+        await open_house.committed()
+    families = await scraped(open_house)
+    assert value(families, "bridge_agent_wakeup_seconds", "_count") >= 1
+    assert value(families, "bridge_agent_wakeup_seconds", "_bucket", le="1.0") >= 1
+
+
 async def test_the_process_and_its_database(open_house: House) -> None:
     families = await scraped(open_house)
     assert value(families, "process_resident_memory_bytes") > 1e6
