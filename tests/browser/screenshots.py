@@ -27,7 +27,7 @@ FOLDER: Final = ROOT / "docs" / "screenshots"
 DEVICES: Final = 36
 PATIENCE: Final = 60_000
 DESKTOP: Final = {"width": 1280, "height": 860}
-TALL: Final = {"width": 1280, "height": 1180}
+TALL: Final = {"width": 1280, "height": 1060}
 PHONE: Final = {"width": 390, "height": 844}
 
 CONFIG: Final = """
@@ -67,6 +67,7 @@ VIEWS: Final = {
     "device": ("devices/freezer-0001", ".plot.big canvas"),
     "commands": ("commands", ".rollouts .fleet-bar"),
     "dead-letters": ("letters", ".letters details"),
+    "admin": ("admin", "tbody tr"),
 }
 """A picture → the place, and what must be there before it is taken."""
 
@@ -85,9 +86,9 @@ def main() -> None:
         time.sleep(max(0.0, seconds - (time.monotonic() - began)))
         act(bridge)
         for scheme in ("light", "dark"):
-            shoot(browser, bridge, scheme, DESKTOP, "", ("overview", "devices", "dead-letters"))
-            shoot(browser, bridge, scheme, TALL, "", ("device", "commands"))
-            shoot(browser, bridge, scheme, PHONE, "-phone", ("device",))
+            shoot(browser, bridge, scheme, DESKTOP, "", ("devices", "dead-letters", "admin"))
+            shoot(browser, bridge, scheme, TALL, "", ("overview", "device", "commands"))
+            shoot(browser, bridge, scheme, PHONE, "-phone", ("overview", "device"))
     total = sum(path.stat().st_size for path in FOLDER.glob("*.png"))
     print(f"{len(list(FOLDER.glob('*.png')))} pictures, {total:,} bytes")
 

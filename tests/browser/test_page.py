@@ -191,6 +191,7 @@ def test_it_says_when_the_database_is_away_and_when_the_bridge_is(make_bridge: M
         bridge = make_bridge(BRIDGE_DATABASE__URL=postgres.url).start()
         page = open_page(bridge)
         expect(page.locator("#link")).to_have_text("Live")
+        expect(page.locator(".verdict")).to_contain_text("All is well")
         notices = page.locator("#notices")
         expect(notices).to_be_empty()
         postgres.stop()

@@ -11,7 +11,7 @@ const ROWS = 50;
 const SPARKS = 40;
 const AT_ONCE = 3;
 const STATUSES = ["", "online", "silent", "offline", "unknown"];
-const SORTS = { id: "Id", "-id": "Id, last first", "-last_seen": "Heard of last", last_seen: "Silent for longest" };
+const SORTS = { id: "By id", "-id": "By id, last first", "-last_seen": "Heard of last", last_seen: "Silent for longest" };
 
 export function devices(main, scope) {
   const wanted = {
@@ -91,7 +91,7 @@ export function devices(main, scope) {
     h(
       "table",
       { class: "list devices" },
-      h("thead", {}, h("tr", {}, ["Device", "Status", "Last values", "", "Profile, tags", "Messages", "Last seen"].map((title) => h("th", { scope: "col" }, title)))),
+      h("thead", {}, h("tr", {}, ["Device", "Status", "Last values", "Trend", "Profile, tags", "Messages", "Last seen"].map((title) => h("th", { scope: "col" }, title)))),
       body,
     ),
     note,
