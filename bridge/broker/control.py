@@ -139,20 +139,21 @@ class Control:
         rights = session.rights
         codes = []
         granted = []
-        before = session.subscriptions.copy()
+        changed = False
         for index, (topic_filter, qos) in enumerate(wanted):
-            new = topic_filter not in session.subscriptions
+            before = session.subscriptions.get(topic_filter)
             if (
                 not (rights.may_subscribe(topic_filter) if allowed is None else allowed[index])
-                or (new and len(session.subscriptions) >= config.max_subscriptions)
+                or (before is None and len(session.subscriptions) >= config.max_subscriptions)
                 or topic_filter.count("/") >= config.max_topic_levels
             ):
                 codes.append(packets.FAILURE)
                 continue
             exchange.subscribe(session, topic_filter, qos)
+            changed = changed or before != qos
             codes.append(qos)
             granted.append((topic_filter, qos))
-        stored = None if before == session.subscriptions else self._clients.changed(session)
+        stored = self._clients.changed(session) if changed else None
         answer = packets.suback(packet_id, codes)
         self._when_stored(stored, lambda: self._subscribed(connection, session, answer, granted))
 

@@ -94,6 +94,8 @@ class Exchange:
             self.retain(topic, payload, qos)
         wild = self.tree.wild(topic)
         exact = self.tree.exact(topic)
+        if not exact and not wild:
+            return 0
         once = None if on_ack is None else _Once(on_ack)
         name = topic.encode()
         reached = 0

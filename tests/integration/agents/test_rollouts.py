@@ -56,6 +56,7 @@ class Fleet:
     def connect(self, *device_ids: str) -> None:
         for device_id in device_ids:
             self.built.router.attached(device_id, Line(device_id), listening=True)
+        self.built.router.catch_up()
 
     def publish(self, topic: str, payload: bytes, **more: Any) -> int:
         reached = self._publish(topic, payload, **more)
