@@ -60,7 +60,7 @@ function drawNav(place) {
   fill(nav, PLACES.filter(([, , , role]) => me.may(role ?? "viewer")).map(link));
   fill(
     document.getElementById("who"),
-    me.role && h("span", { class: "name", title: `role ${me.role}` }, me.name === "local" ? ["local", h("span", {}, ", no token")] : `${me.name} · ${me.role}`),
+    me.role && h("span", { class: "name", title: `role ${me.role}` }, me.name === "local" ? "local, no token" : `${me.name} · ${me.role}`),
     me.role && me.required && h("button", { class: "quiet", onclick: logout }, "Log out"),
   );
 }

@@ -48,6 +48,9 @@ export function overview(main, scope) {
     drawMachine(machine, summary);
   }
 
+  /** Nobody answers: then nothing is said to be well. */
+  const unknown = (problem) => drawVerdict(verdict, [["failed", problem.message, "What is shown here is what was known last"]]);
+
   /** What waits for somebody: refused messages, and devices that are to be approved. */
   let waiting = {};
   async function look() {
@@ -94,7 +97,7 @@ export function overview(main, scope) {
   };
   scope.attempt(before);
   scope.every(10_000, look);
-  scope.every(2_000, now);
+  scope.every(2_000, () => scope.attempt(now, unknown));
   scope.every(10_000, hour);
   scope.follow(
     { kind: ["presence", "command", "dead_letter"] },
