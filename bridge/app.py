@@ -228,6 +228,7 @@ class Bridge:
             agents={profile.agent: find_agent(profile.agent) for profile in profiles if profile.agent},
             unknown=UNKNOWN[settings.registry.unknown],
             tracing=tracing,
+            audit_lines=settings.http.audit_lines,
         )
         self.router = Router(self.services)
         self.registry = Registry(self.services, self.router, self.database)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
 from bridge.receipts import Receipt
 
@@ -31,11 +31,20 @@ class Kind(enum.Enum):
         return self not in (Kind.COMMAND, Kind.DESIRED)
 
 
+class Sender(NamedTuple):
+    """The client that an operator's message came from."""
+
+    username: str | None
+    client_id: str
+    host: str
+    """Where it was connected from; empty if it is gone already."""
+
+
 @final
 class Address:
     """Where a bridge topic leads: made once per topic and connection, then reused for every message."""
 
-    __slots__ = ("device_id", "from_device", "kind", "replay", "rule", "stream", "topic")
+    __slots__ = ("device_id", "from_device", "kind", "replay", "rule", "sender", "stream", "topic")
 
     def __init__(
         self, topic: str, device_id: str, kind: Kind, stream: str = "", replay: str = "", rule: Rule | None = None
@@ -49,6 +58,8 @@ class Address:
         """The telemetry stream or the kind of event; empty for the other kinds."""
         self.replay = replay
         """For a dead letter that is handed in again, what makes a second hand-over of it a duplicate; else empty."""
+        self.sender: Sender | None = None
+        """Who asks for it, where it is not the device itself: for the audit trail."""
         self.rule = rule
         """How a foreign device's payload is to be read; None for the bridge's own topics."""
 

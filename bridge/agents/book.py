@@ -18,6 +18,7 @@ from bridge.mapping import Request
 from bridge.messages import Message
 from bridge.profiles import Profile
 from bridge.receipts import Outcome, Receipt
+from bridge.storage import audit
 from bridge.storage import commands as stored
 
 log = structlog.get_logger(__name__)
@@ -113,8 +114,16 @@ class CommandBook:
         at_once = self._receiver(command)
         now = self._services.clock()
 
+        sender = None if message is None else message.address.sender
+        keep = self._services.audit_lines
+
         async def insert(connection: AsyncConnection) -> Accepted:
             stored_command, created = await stored.insert_command(connection, command, cause)
+            if created and sender is not None:
+                line = audit.by_mqtt(
+                    now, sender, "command", command.device_id, f"{command.name}, command {command.command_id}"
+                )
+                await audit.record(connection, line, keep)
             if created and at_once is not None:
                 # Both steps in one commit: it is what the operator waits for.
                 await _store(connection, command, CommandStatus.SENT, now, at_once)

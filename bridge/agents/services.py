@@ -110,6 +110,7 @@ class Services:
         "_waiters",
         "agent_loader",
         "all_alike",
+        "audit_lines",
         "census",
         "clock",
         "epoch_floor",
@@ -146,6 +147,7 @@ class Services:
         agents: Mapping[str, type[Agent]] | None = None,
         unknown: Admission = Admission.ACCEPTED,
         tracing: Tracing | None = None,
+        audit_lines: int = 100_000,
     ) -> None:
         """Without `profiles` all devices are alike, as `rules` has it. `agents` are the classes of device logic, by
         what `Profile.agent` calls them. `unknown`: how a device is taken that is heard of for the first time."""
@@ -159,6 +161,8 @@ class Services:
         self.tracing: Final = tracing or Tracing()
         self.profiles: Final = profiles or Profiles((_profile(rules),))
         self.unknown: Final = unknown
+        self.audit_lines: Final = audit_lines
+        """Lines of the audit trail that are kept."""
         self.loop = asyncio.get_running_loop()
         self.wheel = TimerWheel(self.loop.time)
         self.census = Census()

@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bridge.agents.book import Host, Staged
 from bridge.agents.services import Services
 from bridge.errors import RefusedError, StorageUnavailableError, VersionConflictError
-from bridge.messages import Message
+from bridge.messages import Message, Sender
 from bridge.receipts import Outcome
+from bridge.storage import audit
 from bridge.storage import twins as stored
 from bridge.storage.twins import Change
 from bridge.twin import Document, Part, Patch, Twin, decode, same
@@ -68,7 +69,7 @@ class DeviceTwin:
             if part is Part.DESIRED:
                 self._reject(error)
             raise
-        self._submit(part, patch, message.received_at, message.receipt.once).add_done_callback(
+        self._submit(part, patch, message.received_at, message.receipt.once, message.address.sender).add_done_callback(
             partial(self._answer, part, message)
         )
 
@@ -104,12 +105,22 @@ class DeviceTwin:
         return change, committed
 
     def _submit(
-        self, part: Part, patch: Patch, at: float, once: tuple[str, int] | None = None
+        self,
+        part: Part,
+        patch: Patch,
+        at: float,
+        once: tuple[str, int] | None = None,
+        sender: Sender | None = None,
     ) -> asyncio.Future[Change | RefusedError]:
         device_id, limits = self._device.id, self._services.rules.twin_limits
+        keep = self._services.audit_lines
 
         async def change(connection: AsyncConnection) -> Change | RefusedError:
-            return await stored.change(connection, device_id, part, patch, at, limits, once)
+            result = await stored.change(connection, device_id, part, patch, at, limits, once)
+            if sender is not None and isinstance(result, Change) and result.after is not result.before:
+                line = audit.by_mqtt(at, sender, part.value, device_id, f"version {result.after.desired_version}")
+                await audit.record(connection, line, keep)
+            return result
 
         writer = self._services.writer
         # What a device reports is so already, and waits for the database; what an operator asks for is refused in time.

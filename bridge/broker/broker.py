@@ -37,7 +37,7 @@ from bridge.broker.share import Share
 from bridge.broker.wheel import TICK, Wheel
 from bridge.broker.wire import CONGESTED, STOPPED, Wire
 from bridge.errors import RefusedError, StartError
-from bridge.messages import Intake, Message
+from bridge.messages import Intake, Message, Sender
 from bridge.receipts import Ledger, Receipt
 from bridge.storage.sessions import SessionStore
 from bridge.topics import Topics
@@ -299,14 +299,14 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
     def _publish_will(self, will: packets.Will, rights: Rights, session: Session) -> None:
         """Publish what a client has left behind [MQTT-3.1.2-8], if it might have published that itself."""
         if rights.asks and self.plugins is not None:
-            self.plugins.ask_will(session, will, lambda: self._pass_will(will))
+            self.plugins.ask_will(session, will, lambda: self._pass_will(will, session))
         elif rights.may_publish(will.topic):
-            self._pass_will(will)
+            self._pass_will(will, session)
         else:
             self.stats.dropped["will_not_authorised"] += 1
             log.warning("a will is not published: not authorised", client=session.client_id, topic=will.topic[:200])
 
-    def _pass_will(self, will: packets.Will) -> None:
+    def _pass_will(self, will: packets.Will, session: Session) -> None:
         topic, payload, qos, retain = will
         try:
             route = route_to(topic, self.topics, self.config.max_topic_levels)
@@ -319,6 +319,8 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
             return
         self.exchange.pass_on(topic, payload, qos, retain)
         if route.address is not None:
+            if not route.address.from_device:
+                route.address.sender = Sender(session.username, session.client_id, "")
             self.intake.deliver(Message(route.address, payload, self.clock(), Receipt(self.ledger, None, qos)))
 
     # ------------------------------------------------------------------ what amqtt's plugins see (BrokerContext)

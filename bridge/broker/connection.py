@@ -22,7 +22,7 @@ from bridge.broker.session import Ack, Session
 from bridge.broker.wheel import TICK, ticks
 from bridge.broker.wire import CLOSED, CONGESTED, STALLED_FOR
 from bridge.errors import RefusedError
-from bridge.messages import Intake, Message
+from bridge.messages import Intake, Message, Sender
 from bridge.receipts import Ledger, Outcome, Receipt
 from bridge.topics import Topics
 
@@ -288,6 +288,8 @@ class Connection(Promises):
         if route.address is not None and route.address.from_device:
             rule = route.address.rule
             self.speak_for(route.address.device_id, listening=rule is not None and rule.listens)
+        elif route.address is not None:
+            route.address.sender = Sender(self._session().username, self.client_id, self.address)
         return route
 
     def _answered(self, topic: str, allowed: bool) -> None:

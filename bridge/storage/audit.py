@@ -8,16 +8,19 @@ import msgspec
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bridge.messages import Sender
 from bridge.storage.deadletters import storable
 from bridge.storage.tables import audit
 
+FORGET_EVERY: Final = 64
+"""Lines from one deletion of old ones to the next: a command that comes by MQTT does not wait for one each time."""
 MAX_TEXT: Final = 2_000
 """Characters of a target or a detail that are kept."""
 
 
 @final
 class AuditLine(msgspec.Struct):
-    """One act. `who` is the token's name, `address` where it came from; `at` is Unix seconds. `id` is given when it
+    """One act. `who` is the token's name (by MQTT the user name), `address` where it came from; `at` is Unix seconds. `id` is given when it
     is stored."""
 
     at: float
@@ -29,8 +32,14 @@ class AuditLine(msgspec.Struct):
     id: int = 0
 
 
+def by_mqtt(at: float, sender: Sender, action: str, target: str, detail: str) -> AuditLine:
+    """The line of what somebody has done by publishing a message."""
+    where = f"{sender.host} client {sender.client_id}".lstrip()
+    return AuditLine(at, sender.username or "anonymous", where, f"MQTT {action}", target, detail)
+
+
 async def record(connection: AsyncConnection, line: AuditLine, keep: int) -> None:
-    """Add a line, and forget those that are more than `keep` lines older."""
+    """Add a line. Every so often those that are more than `keep` lines older are forgotten."""
     added = await connection.execute(
         insert(audit)
         .values(
@@ -43,7 +52,8 @@ async def record(connection: AsyncConnection, line: AuditLine, keep: int) -> Non
         )
         .returning(audit.c.id)
     )
-    await connection.execute(delete(audit).where(audit.c.id <= added.scalar_one() - keep))
+    if (number := added.scalar_one()) % FORGET_EVERY == 0:
+        await connection.execute(delete(audit).where(audit.c.id <= number - keep))
 
 
 async def list_audit(connection: AsyncConnection, limit: int, before: int | None = None) -> list[AuditLine]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import aiomqtt
 import httpx
 import pytest
 from structlog.testing import capture_logs
@@ -207,7 +209,30 @@ async def test_the_audit_trail_says_who_did_what(locked_house: House) -> None:
     assert operator not in str(lines)
 
 
-async def test_the_audit_trail_is_bounded(url: str, tmp_path: Path) -> None:
+async def test_the_audit_trail_says_who_did_what_by_mqtt(open_house: House) -> None:
+    command = json.dumps({"name": "reboot", "id": "once", "args": "secret"})
+    async with aiomqtt.Client("127.0.0.1", open_house.bridge.mqtt_port, identifier="desk-2") as operator:
+        await operator.publish("devices/fridge-7/telemetry", "{}", qos=1)
+        for _ in range(2):
+            await operator.publish("devices/fridge-7/command", command, qos=1)
+            await operator.publish("devices/fridge-7/state/desired", '{"led": "secret"}', qos=1)
+        await operator.publish("devices/fridge-7/command", "no command", qos=1)
+    sent = (await open_house.client.get("/api/v1/commands")).json()["commands"]
+    lines = (await open_house.client.get("/api/v1/audit")).json()["audit"]
+    assert [(line["who"], line["address"], line["action"], line["target"], line["detail"]) for line in lines] == [
+        ("anonymous", "127.0.0.1 client desk-2", "MQTT desired", "fridge-7", "version 1"),
+        (
+            "anonymous",
+            "127.0.0.1 client desk-2",
+            "MQTT command",
+            "fridge-7",
+            f"reboot, command {sent[0]['command_id']}",
+        ),
+    ], "a change that was made, once, and nothing of what was in it"
+
+
+async def test_the_audit_trail_is_bounded(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.storage.audit.FORGET_EVERY", 1)
     async with house(url, tmp_path, audit_lines=2) as bounded:
         for number in range(4):
             await bounded.client.post("/api/v1/tokens", json={"name": f"t{number}"})
