@@ -7,6 +7,8 @@ be sent they are dropped, of the newest at most 2,048 wait.
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING, Final, Self, final
 
 import structlog
@@ -17,6 +19,23 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 NANOSECONDS: Final = 1_000_000_000
+SENT_WITHIN: Final = 3.0
+"""Seconds that a collector gets for what it is sent, all tries together; also what it may hold up the end."""
+TOLD_EVERY: Final = 60.0
+"""Seconds between two lines in the log about a collector that does not answer: the exporter has one for each try."""
+
+
+class _Rarely(logging.Filter):
+    """Lets through one record in `TOLD_EVERY` seconds."""
+
+    _next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + TOLD_EVERY
+        return True
 
 
 @final
@@ -46,7 +65,10 @@ class Tracing:
         except ImportError:
             log.warning("tracing.endpoint is set, but the extra is missing: pip install 'mqtt-agent-bridge[otel]'")
             return cls()
-        return cls(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+        exporter = logging.getLogger(OTLPSpanExporter.__module__.removesuffix(".__init__"))
+        if not any(isinstance(one, _Rarely) for one in exporter.filters):
+            exporter.addFilter(_Rarely())
+        return cls(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=SENT_WITHIN)))
 
     @property
     def on(self) -> bool:

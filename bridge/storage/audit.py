@@ -20,8 +20,8 @@ MAX_TEXT: Final = 2_000
 
 @final
 class AuditLine(msgspec.Struct):
-    """One act. `who` is the token's name (by MQTT the user name), `address` where it came from; `at` is Unix seconds. `id` is given when it
-    is stored."""
+    """One act. `who` is the token's name, or by MQTT the user name, `address` where it came from; `at` is Unix seconds.
+    `id` is given when it is stored."""
 
     at: float
     who: str

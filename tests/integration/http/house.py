@@ -52,13 +52,22 @@ class House:
 
 
 @asynccontextmanager
-async def house(url: str, folder: Path, **http: Any) -> AsyncIterator[House]:
-    """A running bridge on a migrated database; `http` are settings of that section."""
+async def house(
+    url: str,
+    folder: Path,
+    *,
+    sinks: dict[str, Any] | None = None,
+    tracing: dict[str, Any] | None = None,
+    **http: Any,
+) -> AsyncIterator[House]:
+    """A running bridge on a migrated database; `http`, `sinks` and `tracing` are settings of those sections."""
     settings = Settings(
         data_dir=folder / "data",
         database={"url": url},
         mqtt={"port": 0},
         http={"port": 0, **http},
+        sinks=sinks or {},
+        tracing=tracing or {},
     )
     bridge = Bridge(settings)
     await bridge.start(migrate=True)

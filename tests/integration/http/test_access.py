@@ -217,17 +217,12 @@ async def test_the_audit_trail_says_who_did_what_by_mqtt(open_house: House) -> N
             await operator.publish("devices/fridge-7/command", command, qos=1)
             await operator.publish("devices/fridge-7/state/desired", '{"led": "secret"}', qos=1)
         await operator.publish("devices/fridge-7/command", "no command", qos=1)
-    sent = (await open_house.client.get("/api/v1/commands")).json()["commands"]
+    (sent,) = (await open_house.client.get("/api/v1/commands")).json()["commands"]
     lines = (await open_house.client.get("/api/v1/audit")).json()["audit"]
-    assert [(line["who"], line["address"], line["action"], line["target"], line["detail"]) for line in lines] == [
-        ("anonymous", "127.0.0.1 client desk-2", "MQTT desired", "fridge-7", "version 1"),
-        (
-            "anonymous",
-            "127.0.0.1 client desk-2",
-            "MQTT command",
-            "fridge-7",
-            f"reboot, command {sent[0]['command_id']}",
-        ),
+    assert {(line["who"], line["address"]) for line in lines} == {("anonymous", "127.0.0.1 client desk-2")}
+    assert [(line["action"], line["target"], line["detail"]) for line in lines] == [
+        ("MQTT desired", "fridge-7", "version 1"),
+        ("MQTT command", "fridge-7", f"reboot, command {sent['command_id']}"),
     ], "a change that was made, once, and nothing of what was in it"
 
 
