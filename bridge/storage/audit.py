@@ -17,6 +17,8 @@ FORGET_EVERY: Final = 64
 MAX_TEXT: Final = 2_000
 """Characters of a target or a detail that are kept."""
 
+_INSERT: Final = insert(audit).returning(audit.c.id)
+
 
 @final
 class AuditLine(msgspec.Struct):
@@ -40,18 +42,9 @@ def by_mqtt(at: float, sender: Sender, action: str, target: str, detail: str) ->
 
 async def record(connection: AsyncConnection, line: AuditLine, keep: int) -> None:
     """Add a line. Every so often those that are more than `keep` lines older are forgotten."""
-    added = await connection.execute(
-        insert(audit)
-        .values(
-            at=line.at,
-            who=storable(line.who[:MAX_TEXT]),
-            address=storable(line.address[:MAX_TEXT]),
-            action=storable(line.action[:MAX_TEXT]),
-            target=storable(line.target[:MAX_TEXT]),
-            detail=storable(line.detail[:MAX_TEXT]),
-        )
-        .returning(audit.c.id)
-    )
+    texts = {name: getattr(line, name) for name in ("who", "address", "action", "target", "detail")}
+    row = {"at": line.at, **{name: storable(text[:MAX_TEXT]) for name, text in texts.items()}}
+    added = await connection.execute(_INSERT, row)
     if (number := added.scalar_one()) % FORGET_EVERY == 0:
         await connection.execute(delete(audit).where(audit.c.id <= number - keep))
 

@@ -50,5 +50,5 @@ def test_nothing_is_imported_and_nothing_done_where_it_is_off() -> None:
 
 
 def test_without_the_extra_the_bridge_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     assert not Tracing.to("http://127.0.0.1:4318/v1/traces").on
