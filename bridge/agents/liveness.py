@@ -43,14 +43,14 @@ class Subject(Protocol):
 class Liveness:
     """One device's connections and presence. Every change of status is stored, published and counted here."""
 
-    __slots__ = ("_counted_as", "_device", "_host", "_links", "_pings", "_services", "presence", "round_trips")
+    __slots__ = ("_device", "_host", "_links", "_pings", "_services", "counted_as", "presence", "round_trips")
 
     def __init__(self, device: Subject, presence: Presence, services: Services, host: Host) -> None:
         self._device = device
         self._services = services
         self._host = host
         self._links = Links()
-        self._counted_as = presence.status
+        self.counted_as = presence.status
         self._pings: tuple[float, ...] = ()
         """When the pings were sent that may still be answered."""
         self.presence = presence
@@ -165,8 +165,8 @@ class Liveness:
         census = services.census
         census.transitions[cause] += 1
         census.devices[status.value] += 1
-        census.devices[self._counted_as.value] -= 1
-        self._counted_as = status
+        census.devices[self.counted_as.value] -= 1
+        self.counted_as = status
         services.writer.add_presence(self._device.id, epoch, status.value, cause, at)
         body: dict[str, Any] = {"status": status.value, "cause": cause, "epoch": epoch, "at": at}
         if self.presence.asleep_until:

@@ -114,6 +114,8 @@ class Registry:
         await services.writer.barrier()
         while await services.writer.submit(lambda connection: stored.delete_some(connection, device_id, PORTION)):
             pass
+        here = self._router.find(device_id)
+        services.census.devices[snapshot.status if here is None else here.liveness.counted_as.value] -= 1
         self._router.renew(device_id)
 
     def _tell(self, device_id: str, profile: str | None, admission: Admission) -> None:

@@ -78,15 +78,18 @@ class Router:
 
     def attached(self, device_id: str, link: Link, *, listening: bool) -> None:
         """A connection speaks for a device."""
-        self._arrivals.add((device_id, lambda device: device.attached(link, listening=listening)))
+        self._arrivals.add((device_id, lambda device: device.attached(link, listening=listening), False))
 
     def detached(self, device_id: str, link: Link, cause: str) -> None:
         """A connection that spoke for a device is gone."""
-        self._arrivals.add((device_id, lambda device: device.detached(link, cause)))
+        self._arrivals.add((device_id, lambda device: device.detached(link, cause), True))
 
-    def _arrived(self, arrival: tuple[str, Control]) -> None:
-        device_id, control = arrival
-        self.cell(device_id).tell(control)
+    def _arrived(self, arrival: tuple[str, Control, bool]) -> None:
+        device_id, control, leaves = arrival
+        cell = self._cells.get(device_id)
+        if leaves and (cell is None or (cell.device is None and cell.idle)):
+            return  # a device with a connection is in memory: this one was deleted, and is not made anew by its leaving
+        (cell or self._new_cell(device_id)).tell(control)
 
     # ------------------------------------------------------------------ from the operator
 

@@ -54,10 +54,10 @@ def build(context: Context) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        max_body_size=MAX_BODY,
+        max_body_size=None,  # the door's affair, whose answer is a problem
     )
     problems.install(app)
-    app.add_middleware(Door, hosts=context.hosts)
+    app.add_middleware(Door, hosts=context.hosts, max_body=MAX_BODY)
     app.include_router(health.routes(context))
     app.include_router(page.routes())
     access, audit = context.access, context.audit

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -52,9 +53,11 @@ OURS: Final = frozenset({"same-origin", "none"})
 class Door:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:
-        """`hosts`: names beside `localhost` that the bridge may be called by; None if any will do."""
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, max_body: int) -> None:
+        """`hosts`: names beside `localhost` that the bridge may be called by; None if any will do. `max_body`: bytes
+        of a request's body."""
         self._app = app
+        self._max_body = max_body
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts) | {"localhost"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +76,17 @@ class Door:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
+        received = 0
+
+        async def bounded() -> Message:
+            # A body that comes in chunks does not say before how long it is.
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body:
+                raise HTTPException(413, self._too_large)
+            return message
+
         refusal = self._refusal(scope["method"], Headers(scope=scope))
         if refusal is None and ("\0" in scope["path"] or b"%00" in scope["query_string"]):
             # PostgreSQL cannot even be asked for a text with NUL in it.
@@ -81,13 +95,17 @@ class Door:
             await refusal(scope, receive, answer)
             return
         try:
-            await self._app(scope, receive, answer)
+            await self._app(scope, bounded, answer)
         except Exception:
             log.exception("a request failed", method=scope["method"], path=scope["path"])
             if started:
                 raise  # the client must see that the answer is not whole
             failed = problem(500, "The bridge made a mistake", "This is a fault of the bridge; its log says more.")
             await failed(scope, receive, answer)
+
+    @property
+    def _too_large(self) -> str:
+        return f"A request's body has {self._max_body:,} bytes at most."
 
     def _refusal(self, method: str, headers: Headers) -> Response | None:
         host = headers.get("host", "")
@@ -108,6 +126,9 @@ class Door:
             alien = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
         if alien:
             return problem(403, "Another site's request", "A page of another site may not use this bridge.")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._max_body:
+            return problem(413, "Too large", self._too_large)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method not in SAFE and kind in FORM_TYPES:
             return problem(415, "No form", f"{kind} is not taken: send application/json")

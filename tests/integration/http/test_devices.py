@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import aiomqtt
+
 from bridge import tokens
 from bridge.storage import tokens as stored_tokens
 from bridge.storage.devices import DeviceSnapshot
@@ -28,6 +30,24 @@ async def test_devices_are_found_by_what_is_known_of_them(open_house: House) -> 
         assert [device["device_id"] for device in found["devices"]] == ["d-3"], query
     for wrong in ({"after": "d-1", "sort": "last_seen"}, {"sort": "name"}, {"status": "here"}, {"prefix": "%"}):
         assert (await client.get("/api/v1/devices", params=wrong)).status_code == 422, wrong
+
+
+async def test_a_deleted_device_is_not_counted_any_more(open_house: House) -> None:
+    async def known() -> dict[str, int]:
+        found = (await open_house.client.get("/api/v1/summary")).json()["devices"]
+        return {status: count for status, count in found.items() if count}
+
+    async with aiomqtt.Client("127.0.0.1", open_house.bridge.mqtt_port, identifier="fridge-7") as device:
+        await device.publish("devices/fridge-7/telemetry", "{}", qos=1)
+        await open_house.client.post("/api/v1/registry", json={"devices": [{"device_id": "fridge-8"}]})
+        assert await known() == {"known": 2, "online": 1, "unknown": 1}
+        for device_id in ("fridge-7", "fridge-8"):
+            assert (await open_house.client.delete(f"/api/v1/registry/{device_id}")).status_code == 204
+        assert await known() == {}
+    await open_house.committed()
+    assert await known() == {}, "nor when the connection of a deleted one ends"
+    await open_house.receive("devices/fridge-8/telemetry", b"{}")
+    assert (await known())["known"] == 1
 
 
 async def test_the_last_hour_in_columns(open_house: House) -> None:

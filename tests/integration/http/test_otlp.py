@@ -86,7 +86,7 @@ async def exchange(url: str, folder: Path, endpoint: str) -> str:
                 await device.publish("devices/fridge-7/telemetry", json.dumps({"n": number}), qos=0)
             await device.publish("devices/fridge-7/telemetry", "{}", qos=1)
             sent = (await traced.client.post("/api/v1/devices/fridge-7/commands", json={"name": "reboot"})).json()
-            request = json.loads((await anext(aiter(device.messages))).payload)  # type: ignore[arg-type]  # it is bytes
+            request = json.loads((await anext(aiter(device.messages))).payload)
             answer = json.dumps({"id": request["id"], "status": "succeeded"})
             await device.publish("devices/fridge-7/command/response", answer, qos=1)
         stored = await traced.client.get("/api/v1/ledger")
