@@ -47,7 +47,10 @@ async def test_tokens_are_bounded_and_revoked_ones_make_room(
     assert [token.name for token in await database.read(tokens.list_tokens)] == ["three", "two"]
 
 
-async def test_the_audit_trail_keeps_the_latest_lines_whatever_they_hold(database: Database) -> None:
+async def test_the_audit_trail_keeps_the_latest_lines_whatever_they_hold(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "FORGET_EVERY", 1)
     for number in range(5):
         line = AuditLine(float(number), "admin", "127.0.0.1", f"act {number}", "a\0b\ud800", "x" * 10_000)
         await database.write(lambda connection, line=line: audit.record(connection, line, keep=3))  # type: ignore[misc]
