@@ -23,7 +23,7 @@ from tests.bench import wire
 from tests.bench.clients import HOST
 from tests.servers import ServerError, free_port, program
 
-START_TIMEOUT = 30.0
+START_TIMEOUT = 90.0
 """Seconds for a server to accept connections."""
 STOP_TIMEOUT = 20.0
 
