@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -309,6 +310,26 @@ async def test_a_writer_begins_without_its_database(
     await drained(writer)
     assert await witness.rows("SELECT ts FROM telemetry ORDER BY id") == [(1.0,), (2.0,), (3.0,)]
     await writer.stop(5.0)
+
+
+async def test_an_outage_costs_no_memory(spooling: Writer, spool: Spool, witness: Witness, kind: str) -> None:
+    """What is in the spool is nowhere else, but for a batch or two."""
+    rows, row_bytes = 24_000, 250
+    async with away(witness, kind):
+        spooling.add_reading("d1", "default", 0.0, 1e9, None, '{"n": 0}', None)
+        await eventually(lambda: spool.appended > 0, "the diversion", 20.0)
+        tracemalloc.start()
+        try:
+            for start in range(0, rows, 1_000):
+                for number in range(start, start + 1_000):
+                    spooling.add_reading("d1", "default", float(number), 1e9 + number, None, f'{{"n": {number}}}', None)
+                await eventually(lambda: spooling.pending == 0, "the spool", 20.0)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert spool.rows > rows
+        assert kept < rows * row_bytes / 3, f"{kept:,} bytes"
+    await drained(spooling)
 
 
 async def test_a_full_spool_stops_the_intake_and_loses_nothing(
