@@ -10,6 +10,7 @@ import typer
 from bridge import __version__
 from bridge.cli import (
     backup,
+    books,
     commands,
     deadletters,
     doctor,
@@ -50,6 +51,9 @@ app.add_typer(deadletters.app, name="deadletters")
 app.command()(telemetry.telemetry)
 app.command()(top.top)
 app.command()(tail.tail)
+app.command()(books.audit)
+app.command()(books.ledger)
+app.command()(books.sinks)
 app.command()(machine.config)
 app.command()(machine.migrate)
 app.command()(backup.backup)

@@ -54,9 +54,11 @@ def import_(
         if dry_run:
             print(f"{sum(1 for _ in rows):,} devices can be imported.")
             return
-        while portion := list(islice(rows, PORTION)):
-            answer = api.post("/api/v1/registry", {"devices": portion})
-            done, new = done + answer["devices"], new + answer["new"]
+        with terminal.counting("devices") as count:
+            while portion := list(islice(rows, PORTION)):
+                answer = api.post("/api/v1/registry", {"devices": portion})
+                done, new = done + answer["devices"], new + answer["new"]
+                count(done)
     print(f"{done:,} devices imported, {new:,} of them new.")
 
 

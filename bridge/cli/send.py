@@ -66,6 +66,10 @@ def send(
         str | None, typer.Option(metavar="'M H DoM M DoW'", help="Whenever this cron expression comes true.")
     ] = None,
     tz: Annotated[str | None, typer.Option(help="Time zone of --cron.", show_default="UTC")] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --at or --cron: seconds that a missed run may be late.", show_default="300"),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to its end.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,7 +87,9 @@ def send(
     body = _given(
         name=name, args=_arguments(arg or [], args), ttl=ttl, attempts=attempts, retry_after=retry_after, id=key
     )
-    when = _given(at=_moment(at), cron=cron, tz=tz)
+    when = _given(at=_moment(at), cron=cron, tz=tz, grace=grace)
+    if when and at is None and cron is None:
+        raise typer.BadParameter("--tz and --grace go with --at or --cron", param_hint="--at")
     many = _given(at_once=rollout, stop_after=stop_after_failures)
     whom = {"devices": devices} if devices else target
     with connect() as api:

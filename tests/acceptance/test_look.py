@@ -30,6 +30,12 @@ def test_readings_as_a_table_csv_and_json(bridge: BridgeProcess) -> None:
 def test_one_device_and_the_whole(simulated: BridgeProcess) -> None:
     device = simulated.online()[0]
     assert simulated.run("send", device, "reboot").returncode == 0
+    books = {name: simulated.run(name, "--json") for name in ("audit", "ledger", "sinks")}
+    assert [run.returncode for run in books.values()] == [0, 0, 0], books
+    (line,) = json.loads(books["audit"].stdout)
+    assert (line["action"], line["target"]) == ("POST /devices/{device_id}/commands", device)
+    assert json.loads(books["ledger"].stdout)["difference"] == 0
+    assert json.loads(books["sinks"].stdout) == []
     shown = simulated.run("devices", "show", device)
     assert shown.returncode == 0, shown.stderr
     assert "online" in shown.stdout

@@ -8,6 +8,8 @@ from typing import Any
 from bridge.tokens import Role
 from tests.integration.http.house import House, house
 from tests.integration.http.test_access import bearer, token_of
+from tests.integration.sinks.receiver import Receiver
+from tests.waiting import eventually
 
 LETTERS = "/api/v1/dead-letters"
 
@@ -109,6 +111,30 @@ async def test_a_replay_says_which(open_house: House) -> None:
     )
     for body in bodies:
         assert (await open_house.client.post(f"{LETTERS}/replay", json=body)).status_code == 422, body
+
+
+async def test_a_sink_is_shown_as_it_gets_on(url: str, tmp_path: Path) -> None:
+    with Receiver() as receiver:
+        cloud = {"type": "webhook", "url": receiver.url, "wait": 0.05}
+        async with house(url, tmp_path, sinks={"cloud": cloud}) as passing:
+
+            async def shown() -> dict[str, Any]:
+                (sink,) = (await passing.client.get("/api/v1/sinks")).json()["sinks"]
+                return dict(sink)
+
+            (feeder,) = passing.bridge.sinks
+            assert (await shown())["name"] == "cloud"
+            receiver.answer = lambda _: 503
+            await passing.receive("devices/fridge-7/telemetry", b'{"n": 1}')
+            await eventually(lambda: feeder.trouble)
+            sick = await shown()
+            assert sick["retries"] >= 1
+            assert sick["delivered"] == 0
+            receiver.answer = lambda _: 200
+            await eventually(lambda: feeder.delivered)
+            well = await shown()
+            assert (well["delivered"], well["refused"], well["breaker"]) == (1, 0, "closed")
+            assert receiver.values == [1]
 
 
 async def test_sinks_and_what_stands_between_are_shown(open_house: House) -> None:

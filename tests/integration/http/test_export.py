@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+import tracemalloc
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -44,6 +45,37 @@ async def test_every_format_holds_every_reading_once_in_order(
 
     some = await exported(open_house, format="ndjson", since=START + 10, until=START + 12)
     assert [json.loads(line)["values"]["t"] for line in some.splitlines()] == [10, 11]
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson", "parquet"])
+async def test_a_file_of_any_length_takes_the_memory_of_a_page(
+    open_house: House, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made page by page while it is sent, the whole of it is never there."""
+    await fill(open_house, 20_000)
+    asked = 0
+    read = open_house.bridge.database.read
+
+    async def counted(work: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await read(work)
+
+    monkeypatch.setattr(open_house.bridge.database, "read", counted)
+    size = 0
+    tracemalloc.start()
+    try:
+        async with open_house.client.stream("GET", EXPORT, params={"format": form}) as answer:
+            assert answer.status_code == 200
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            async for piece in answer.aiter_raw():
+                size += len(piece)
+            _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert asked >= 20_000 / export.PAGE, "page after page"
+    assert peak - before < 4_000_000, f"{size:,} bytes of file"
 
 
 async def test_an_empty_export_is_a_file(open_house: House) -> None:

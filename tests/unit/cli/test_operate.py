@@ -105,6 +105,49 @@ def test_send_as_json(run: Run, played: type[Played], capsys: pytest.CaptureFixt
     assert [event["seq"] for event in document["events"]] == [1, 2]
 
 
+def test_send_at_a_time(run: Run, played: type[Played], capsys: pytest.CaptureFixture[str]) -> None:
+    played.answers = [(201, {"schedule_id": "s-1"})]
+    assert run("send", "reboot", "--all", "--cron", "0 3 * * *", "--grace", "600") == 0
+    assert capsys.readouterr().out == "s-1\n"
+    ((_, path, body, _),) = played.asked
+    assert (path, body["cron"], body["grace"]) == ("/api/v1/schedules", "0 3 * * *", 600.0)
+    assert run("send", "reboot", "--all", "--grace", "600") == 2, "late for what?"
+
+
+def test_the_ledger_ends_with_1_if_it_does_not_hold(
+    run: Run, played: type[Played], capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = [(200, {"received": 5, "committed": 3, "dropped": {"mailbox_full": 1}, "difference": 1})]
+    assert run("ledger") == 1
+    assert "dropped: mailbox_full" in capsys.readouterr().out
+
+
+def test_the_audit_trail_of_all_pages(run: Run, played: type[Played], capsys: pytest.CaptureFixture[str]) -> None:
+    line = {
+        "at": AT,
+        "who": "\x1b[31mred",
+        "address": "::1",
+        "action": "MQTT command",
+        "target": "d1",
+        "detail": "reboot",
+    }
+    played.answers = [(200, {"audit": [line], "next": 7}), (200, {"audit": [line], "next": None})]
+    assert run("audit", "--limit", "10") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("MQTT command") == 2
+    assert "\x1b" not in shown
+    assert played.asked[1][1] == "/api/v1/audit?limit=9&before=7"
+
+
+def test_the_sinks_and_what_keeps_them(run: Run, played: type[Played], capsys: pytest.CaptureFixture[str]) -> None:
+    sink = {"name": "cloud", "delivered": 1234, "refused": 0, "retries": 3, "lag": 12.5, "trouble": "HTTP 503"}
+    played.answers = [(200, {"sinks": [sink]}), (200, {"sinks": []})]
+    assert run("sinks") == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["cloud", "1,234", "0", "3", "12.5", "s", "HTTP", "503"]
+    assert run("sinks") == 0
+    assert "There are no sinks" in capsys.readouterr().out
+
+
 def test_send_without_waiting(run: Run, played: type[Played], capsys: pytest.CaptureFixture[str]) -> None:
     played.answers += [(202, command("queued"))]
     assert run("send", "fridge-7", "reboot", "--no-wait", "--args", "[1]") == 0
