@@ -118,15 +118,14 @@ class CommandBook:
         keep = self._services.audit_lines
 
         async def insert(connection: AsyncConnection) -> Accepted:
-            stored_command, created = await stored.insert_command(connection, command, cause)
+            # Both steps in one commit: it is what the operator waits for.
+            first = None if at_once is None else stored.FirstAttempt(now, at_once)
+            stored_command, created = await stored.insert_command(connection, command, cause, first)
             if created and sender is not None:
                 line = audit.by_mqtt(
                     now, sender, "command", command.device_id, f"{command.name}, command {command.command_id}"
                 )
                 await audit.record(connection, line, keep)
-            if created and at_once is not None:
-                # Both steps in one commit: it is what the operator waits for.
-                await _store(connection, command, CommandStatus.SENT, now, at_once)
             return stored_command, created
 
         def inserted(accepted: Accepted) -> None:

@@ -58,6 +58,27 @@ _RECORD: Final = insert(events).from_select(
     ).where(events.c.command_id == bindparam("command_id", type_=events.c.command_id.type)),
 )
 
+_FIRST: Final[dict[str, Any]] = {
+    "command_id": bindparam("command_id"),
+    "seq": 1,
+    "status": bindparam("status"),
+    "at": bindparam("at"),
+    "cause": bindparam("cause"),
+}
+_STORED: Final = insert(events).values(_FIRST)
+_STORED_AND_SENT: Final = insert(events).values(
+    [
+        _FIRST,
+        {
+            "command_id": bindparam("command_id"),
+            "seq": 2,
+            "status": CommandStatus.SENT.value,
+            "at": bindparam("sent_at"),
+            "cause": bindparam("sent_cause"),
+        },
+    ]
+)
+
 _LAST_SEQ: Final = select(func.coalesce(func.max(events.c.seq), 0)).where(events.c.command_id == bindparam("id"))
 
 
@@ -71,31 +92,49 @@ class CommandEvent(NamedTuple):
     detail: str | None
 
 
-async def insert_command(connection: AsyncConnection, command: Command, cause: str) -> tuple[Command, bool]:
+class FirstAttempt(NamedTuple):
+    """A command is sent (`SENT`, one attempt made) as soon as it is stored; `at` is Unix seconds."""
+
+    at: float
+    cause: str
+
+
+async def insert_command(
+    connection: AsyncConnection, command: Command, cause: str, first: FirstAttempt | None = None
+) -> tuple[Command, bool]:
     """Store a command, or find the one with the same idempotency key of the same device. Returns the stored command
-    and whether it is this one."""
+    and whether it is this one. `first`: with its first attempt, which is no part of `command` yet."""
     row = {
         "command_id": command.command_id,
         "device_id": command.device_id,
         "key": command.key,
         "name": command.name,
         "args": _json(command.args),
-        "status": command.status.value,
+        "status": (command.status if first is None else CommandStatus.SENT).value,
         "created_at": command.created_at,
         "expires_at": command.expires_at,
-        "updated_at": command.updated_at,
-        "attempts": command.attempts,
+        "updated_at": command.updated_at if first is None else first.at,
+        "attempts": command.attempts + (first is not None),
         "max_attempts": command.max_attempts,
         "retry_after": command.retry_after,
         "rollout_id": command.rollout_id,
     }
     result = await connection.execute(_INSERT[connection.dialect.name], row)
     if result.rowcount == 1:
-        await _record(connection, command.command_id, command.status.value, command.created_at, cause, None)
+        stored = {
+            "command_id": command.command_id,
+            "status": command.status.value,
+            "at": command.created_at,
+            "cause": cause,
+        }
+        if first is None:
+            await connection.execute(_STORED, stored)
+        else:
+            await connection.execute(_STORED_AND_SENT, {**stored, "sent_at": first.at, "sent_cause": first.cause})
         return command, True
     query = select(*_COLUMNS).where(commands.c.device_id == command.device_id, commands.c.key == command.key)
-    stored = _command((await connection.execute(query)).one())
-    return stored, stored.command_id == command.command_id
+    found = _command((await connection.execute(query)).one())
+    return found, found.command_id == command.command_id
 
 
 async def advance_command(

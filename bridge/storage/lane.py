@@ -8,8 +8,9 @@ from typing import Final, final
 
 from bridge.storage.batch import Batch
 
-COMMIT_GOAL: Final = 0.010
-"""Seconds that one commit is to take: so long does what has just been handed over wait for the commit under way."""
+COMMIT_GOAL: Final = 0.006
+"""Seconds that one commit is to take: so long does what has just been handed over wait for the commit under way, and a
+command with its answer waits for up to four. A few times what an empty one takes: most of it is for the contents."""
 
 
 @final

@@ -128,3 +128,21 @@ async def test_late_responses_are_history_up_to_a_limit(writer: Writer, database
     assert (events[1].cause, events[1].detail) == ("late_response", "7")
     assert len(events) == commands.MAX_EVENTS + 1
     assert (events[-1].status, events[-1].seq) == ("cancelled", commands.MAX_EVENTS + 1)
+
+
+async def test_a_command_is_stored_with_its_first_attempt(writer: Writer, database: Database) -> None:
+    wanted = command("k1")
+    first = commands.FirstAttempt(wanted.created_at + 1.0, "device_listening")
+    assert (await writer.submit(partial(commands.insert_command, command=wanted, cause="api", first=first)))[1]
+    found = await database.read(partial(commands.get_command, command_id=wanted.command_id))
+    assert found is not None
+    assert (found.status, found.attempts, found.updated_at) == (S.SENT, 1, first.at)
+    history = await database.read(partial(commands.command_events, command_id=wanted.command_id))
+    assert history == [
+        (1, "queued", wanted.created_at, "api", None),
+        (2, "sent", first.at, "device_listening", None),
+    ]
+    # The same key again: nothing of it is stored.
+    again = command("k1")
+    assert not (await writer.submit(partial(commands.insert_command, command=again, cause="api", first=first)))[1]
+    assert len(await database.read(partial(commands.command_events, command_id=again.command_id))) == 0
