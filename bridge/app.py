@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, final
 
 import structlog
+from pydantic_core import to_jsonable_python
 
 from bridge import __version__, descriptors, instruments, ports
 from bridge.agents.discovery import find_agent
@@ -325,10 +326,7 @@ class Bridge:
             summary=self.summary,
             history=self.history,
             sinks=self._sinks_now,
-            settings=[
-                (key, value if isinstance(value, str | int | float | bool | None) else str(value), origins[key])
-                for key, value in self.settings.shown().items()
-            ],
+            settings=[(key, to_jsonable_python(value), origins[key]) for key, value in self.settings.shown().items()],
             checks={
                 "database": self._check_database,
                 "broker": self._check_broker,

@@ -63,6 +63,7 @@ async def test_settings_are_shown_without_secrets(locked_house: House) -> None:
     settings = {setting["key"]: setting["value"] for setting in answer.json()["settings"]}
     assert settings["http.require_token"] is True
     assert settings["http.token"] is None
+    assert settings["mqtt.plugins"] == {}
 
 
 async def test_the_agents_and_those_that_are_slow(open_house: House) -> None:
