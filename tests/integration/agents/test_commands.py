@@ -87,6 +87,7 @@ async def test_a_new_connection_is_sent_what_was_not_acknowledged_on_the_last_on
             built.router.detached("d1", line, "error")
             line = Line(f"c{connection}")
             built.router.attached("d1", line, listening=True)
+        await eventually(lambda: len(requests(built)) == 2)  # connections are told a little later than commands
         probe, _ = await built.router.send("d1", CommandRequest("probe"), "api")
         await eventually(lambda: requests(built)[-1].body["id"] == probe.command_id)
         assert [sent.body["id"] for sent in requests(built)[:-1]] == [command.command_id] * 2
