@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 
@@ -41,11 +40,12 @@ def test_kill_9_at_random_moments(make_victim: MakeVictim, kind: str, part: int,
 
 
 def test_ready_again_with_many_known_sessions(make_victim: MakeVictim, kind: str, torture: Torture) -> None:
-    """Ready within five seconds, of which the bridge computes for less; and where other programs have the machine, it
-    is the computing alone that is asserted."""
+    """Ready within five seconds. Where other programs have the machine, a start without sessions is the measure: all
+    the sessions may cost as much again, of the processor."""
     row = torture.row(f"kill -9 with {SESSIONS:,} known sessions, {kind}")
     victim = make_victim(kind)
     bridge = victim.bridge.start()
+    plain = processor_time(bridge)
     assert bridge.terminate() == 0
     asyncio.run(remember_sessions(victim.store.url, SESSIONS))
     bridge.start()
@@ -57,8 +57,7 @@ def test_ready_again_with_many_known_sessions(make_victim: MakeVictim, kind: str
             began = time.monotonic()
             bridge.start()
             took = time.monotonic() - began
-            assert processor_time(bridge) < READY_WITHIN
-            assert took < READY_WITHIN or os.getloadavg()[0] > (os.cpu_count() or 1)
+            assert took < READY_WITHIN or processor_time(bridge) < 2 * plain
             row.recovery = max(row.recovery, fleet.back_after(began))
         assert victim.metric("bridge_sessions") >= SESSIONS
         victim.finish(fleet, row)

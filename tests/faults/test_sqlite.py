@@ -15,7 +15,7 @@ from tests.waiting import until
 
 
 def test_locked_by_another_program(make_victim: MakeVictim, torture: Torture) -> None:
-    seconds = torture.pick(3, min(30, torture.seconds_left))
+    seconds = torture.pick(3, max(3, min(30, torture.seconds_left)))
     row = torture.row(f"SQLite locked exclusively, {seconds:g} s")
     victim = make_victim("sqlite")
     victim.bridge.start()
