@@ -70,6 +70,12 @@ CASES: Final = {
         "6m",
         {"sink": "cloud"},
     ),
+    "BridgeSinkWillMiss": Case(
+        {'bridge_sink_endangered{sink="cloud"}': "0x10 1x40"},
+        {'bridge_sink_endangered{sink="cloud"}': "0x40"},
+        "15m",
+        {"sink": "cloud"},
+    ),
     "BridgeSinkRefuses": Case(
         {'bridge_sink_refused_total{sink="cloud"}': "7x10 8x40"},
         {'bridge_sink_refused_total{sink="cloud"}': "7x40"},
