@@ -71,7 +71,8 @@ def test_every_device_drops_and_comes_back(make_victim: MakeVictim, torture: Tor
                 row.recovery = max(row.recovery, fleet.back_after(now()))
         sent = fleet.stop()
         assert sent.unacknowledged == sent.disordered == 0
-        assert sent.connects >= 200 * 20
+        # One that is still on its way back is not dropped once more.
+        assert sent.connects >= 0.8 * 200 * 20
         victim.audit(row)
 
 

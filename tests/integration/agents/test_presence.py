@@ -234,8 +234,9 @@ async def test_racing_take_overs_end_in_the_state_of_the_socket_that_won(url: st
         contenders = await race(broker.bound_port, number, at_once=100)
         assert len(contenders) == number
         await eventually(lambda: len(broker.connections) == 4)
-        device = built.router.find("d1")
+        device = await eventually(lambda: built.router.find("d1"), "the agent, whose state is loaded")
         assert device is not None
+        await eventually(lambda: device.listening)
         # Four client ids, so four sockets have won, and the device is where they are.
         assert len(broker.clients.sessions) == 4
         assert device.liveness.presence.status is Status.ONLINE

@@ -69,8 +69,9 @@ export function devices(main, scope) {
 
   let typing = 0;
   const typed = (name) => (event) => {
+    wanted[name] = event.target.value.trim();
     clearTimeout(typing);
-    typing = setTimeout(() => choose({ [name]: event.target.value.trim() }), 250);
+    typing = setTimeout(choose, 250);
   };
 
   fill(

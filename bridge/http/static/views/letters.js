@@ -23,9 +23,9 @@ export function letters(main, scope) {
 
   let typing = 0;
   const typed = (name) => (event) => {
+    wanted[name] = event.target.value.trim();
     clearTimeout(typing);
     typing = setTimeout(() => {
-      wanted[name] = event.target.value.trim();
       scope.remember(wanted);
       chosen.clear();
       refresh();
