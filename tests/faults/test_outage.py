@@ -37,7 +37,7 @@ ANSWER_WITHIN = 5.0
 @pytest.mark.weight(4)
 def test_a_long_outage(make_victim: MakeVictim, postgres: Postgres, torture: Torture) -> None:
     seconds = torture.pick(15, max(15, min(300, torture.seconds_left / 2)))  # and as long again to drain
-    row = torture.row(f"PostgreSQL away for {seconds:g} s at {RATE:,}/s")
+    row = torture.row(f"PostgreSQL away for {seconds:.0f} s at {RATE:,}/s")
     victim = make_victim("postgresql", BRIDGE_WRITER__PATIENCE="2")
     bridge = victim.bridge.start()
     with victim.fleet(rate=RATE, devices=100) as fleet:

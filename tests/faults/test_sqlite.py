@@ -16,7 +16,7 @@ from tests.waiting import until
 
 def test_locked_by_another_program(make_victim: MakeVictim, torture: Torture) -> None:
     seconds = torture.pick(3, max(3, min(30, torture.seconds_left)))
-    row = torture.row(f"SQLite locked exclusively, {seconds:g} s")
+    row = torture.row(f"SQLite locked exclusively, {seconds:.0f} s")
     victim = make_victim("sqlite")
     victim.bridge.start()
     with victim.fleet(rate=1_000) as fleet:
