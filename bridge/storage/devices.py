@@ -72,18 +72,8 @@ def among(dialect: str) -> TextClause:
 
 # Built once, and in the order of a snapshot's fields: while devices wake this runs hundreds of times a second.
 _LOAD: Final[dict[str, Select[Any]]] = {
-    dialect: select(
-        devices.c.device_id,
-        devices.c.profile,
-        devices.c.first_seen,
-        devices.c.last_seen,
-        devices.c.messages,
-        devices.c.status,
-        devices.c.epoch,
-        devices.c.state,
-        devices.c.admission,
-        func.coalesce(twins.c.desired_version, 0),
-    )
+    dialect: snapshots()
+    .add_columns(func.coalesce(twins.c.desired_version, 0))
     .select_from(devices.outerjoin(twins, twins.c.device_id == devices.c.device_id))
     .where(devices.c.device_id.in_(among(dialect)))
     for dialect in ("sqlite", "postgresql")
