@@ -12,6 +12,17 @@ COMMIT_GOAL: Final = 0.006
 """Seconds that one commit is to take: so long does what has just been handed over wait for the commit under way, and a
 command with its answer waits for up to four. A few times what an empty one takes: most of it is for the contents."""
 
+LEAST_ROWS: Final = 256
+"""A batch may always hold so many rows: in smaller ones the commit costs more than the rows."""
+FIRST_ROWS: Final = 512
+"""Rows per batch until the first commits are measured."""
+LEAST_CHANGES: Final = 8
+FIRST_CHANGES: Final = 16
+MOST_CHANGES: Final = 256
+"""Free changes per commit: each is one or more statements, and may be hundreds."""
+SHORT_FOR: Final = 2.0
+"""Seconds after a free change in which commits of rows are kept short: where there was one, more may follow."""
+
 
 @final
 class Pace:
@@ -121,3 +132,35 @@ class Lane:
         self._waiting = 0
         self.open = Batch()
         return left
+
+
+@final
+class Lanes:
+    """The two lanes: rows with what must stay in order with them, and free changes."""
+
+    __slots__ = ("_short_until", "changes", "rows")
+
+    def __init__(self, batch_rows: int) -> None:
+        """`batch_rows`: the most that a batch of rows may hold."""
+        self.rows: Final = Lane(Pace(LEAST_ROWS, FIRST_ROWS, batch_rows))
+        self.changes: Final = Lane(Pace(LEAST_CHANGES, FIRST_CHANGES, MOST_CHANGES))
+        self._short_until = 0.0
+
+    @property
+    def pending(self) -> int:
+        """Rows and changes that are not committed yet."""
+        return self.rows.pending + self.changes.pending
+
+    def row_limit(self, now: float) -> int:
+        """How much a batch of rows holds when it is full: as much as commits keep their pace with while free changes
+        are about at `now` (event-loop time), and else what it may hold at most."""
+        pace = self.rows.pace
+        return pace.limit if self.changes.pending or now < self._short_until else pace.most
+
+    def change_came(self, now: float) -> None:
+        """A free change is handed over: for a while commits of rows are kept short."""
+        self._short_until = now + SHORT_FOR
+
+    def clear(self) -> list[Batch]:
+        """Take out everything."""
+        return [*self.changes.clear(), *self.rows.clear()]

@@ -10,8 +10,9 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.storage.agents import AgentState
-from bridge.storage.batch import WIDTH, Batch, Change, Letter, Save, Transition
+from bridge.storage.batch import WIDTH, Batch
 from bridge.storage.devices import DeviceSnapshot
+from bridge.storage.work import Change, Letter, Save, Transition
 
 Unpack = Callable[[bytes], Callable[[AsyncConnection], Awaitable[Any]]]
 

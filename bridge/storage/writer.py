@@ -12,85 +12,46 @@ while only rows come, nobody would have anything of it, and each row costs less 
 With a spool nobody who sends readings notices that the database is away or slow: a commit of rows that fails or takes
 too long is given up, and rows are settled when they are in the spool (see `Diversion`). Free changes wait for the
 database, for `patience` seconds unless they are patient.
+
+From hand-over to settled: `writer` takes it (`work`, in a `batch` of a `lane`), the `committer` commits the batch
+(`commit`: once, whatever answers are lost; `bulk`: in few statements), and the batch settles what is in it. While the
+database is away: `diversion` (into the `spool`), later `forwarding` (out of it).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Final, TypeVar, final
 
 import structlog
-from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from bridge.errors import CircuitOpenError, RefusedError, StorageUnavailableError
-from bridge.histogram import Histogram
+from bridge.errors import StorageUnavailableError
 from bridge.receipts import Receipt
 from bridge.storage.agents import AgentState
-from bridge.storage.batch import RECEIVED_AT, Batch, Change, Letter, Packable, Readings, Save, Transition
+from bridge.storage.batch import Batch
 from bridge.storage.checkpoints import Checkpoints
 from bridge.storage.commit import Commit
-from bridge.storage.database import Database, backoff
+from bridge.storage.committer import Committer
+from bridge.storage.database import Database
 from bridge.storage.deadletters import DeadLetter
 from bridge.storage.devices import DeviceSnapshot
 from bridge.storage.diversion import Diversion
-from bridge.storage.lane import Lane, Pace
-from bridge.storage.spool import FORWARD_ROWS, Spool
-from bridge.storage.tables import commit_marks, dead_letters, telemetry
+from bridge.storage.forwarding import Forwarding
+from bridge.storage.lane import Lanes
+from bridge.storage.rowids import RowIds
+from bridge.storage.spool import Spool
+from bridge.storage.stats import WriterStats
+from bridge.storage.work import Change, Letter, Packable, Readings, Save, Transition
 from bridge.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-RETRY: Final = 0.5
-"""Seconds to the next try of the rows when the database is away and there is a spool."""
-SOON: Final = 0.02
-LEAST_ROWS: Final = 256
-"""A batch may always hold so many rows: in smaller ones the commit costs more than the rows."""
-BUSY_FOR: Final = 1.0
-"""Seconds after a full commit of rows in which the database is taken to be busy."""
-FIRST_ROWS: Final = 512
-"""Rows per batch until the first commits are measured."""
-LEAST_CHANGES: Final = 8
-FIRST_CHANGES: Final = 16
-MOST_CHANGES: Final = 256
-"""Free changes per commit: each is one or more statements, and may be hundreds."""
-UNASKED_IDS: Final = 10_000_000_000
-"""More ids than one writer gives away between two starts: a thousand a second for four months."""
-SHORT_FOR: Final = 2.0
-"""Seconds after a free change in which commits of rows are kept short: where there was one, more may follow."""
-
-
-@final
-class WriterStats:
-    """Counted per batch, never per row."""
-
-    __slots__ = (
-        "batches", "commit_seconds", "commits", "delays", "last_batch", "refused", "retries", "rows", "settles",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.batches = 0
-        self.rows = 0
-        self.last_batch = 0
-        """Rows and changes of the last committed batch."""
-        self.refused = 0
-        """Hand-overs that the database refused for good."""
-        self.retries = 0
-        self.commit_seconds: deque[float] = deque(maxlen=256)
-        """How long the last batches took from their first attempt to the end of their COMMIT."""
-        self.commits: Final = Histogram()
-        """The same of all batches since the start."""
-        self.delays: Final = Histogram()
-        """Seconds from the arrival of a batch's oldest reading to its COMMIT: no other reading of it waited longer."""
-        self.settles: Final = Histogram()
-        """Seconds from COMMIT until every receipt of a batch is settled and every acknowledgement written."""
+_STOPPED: Final = StorageUnavailableError("the bridge is stopping: this was not committed")
 
 
 @final
@@ -130,47 +91,49 @@ class Writer:
         """Called when `congested` has become False again."""
         self.task: asyncio.Task[None]
         """Runs from `start` to `stop`. If it ends on its own, with an exception, nothing is committed any more."""
+        self.patience: Final = patience
         self._database = database
-        self._batch_wait = batch_wait
         self._clock = clock
-        self._tracing = tracing or Tracing()
         self._topic_of = topic_of
         self._loop: asyncio.AbstractEventLoop
-        self._last_id = 0
-        self._rows = Lane(Pace(LEAST_ROWS, FIRST_ROWS, batch_rows))
-        self._changes = Lane(Pace(LEAST_CHANGES, FIRST_CHANGES, MOST_CHANGES))
-        self._short_until = 0.0
-        """Event-loop time until which commits of rows are kept short."""
-        self._full_at = float("-inf")
-        """Event-loop time of the last commit of rows that was full."""
-        self._last: Lane | None = None
-        """The lane of the last commit."""
+        self._ids = RowIds()
+        self._lanes = Lanes(batch_rows)
+        self._rows, self._changes = self._lanes.rows, self._lanes.changes
         self.diversion: Final = None if spool is None else Diversion(spool, self._rows, self._relieve, clock)
-        self._spool_after = spool_after
-        self.patience: Final = patience
+        self._forwarding = (
+            None if self.diversion is None else Forwarding(self.diversion, self._commit_of, spool_after / 2, clock)
+        )
         self._checkpoints = Checkpoints(database)
+        self._committer = Committer(
+            self._lanes,
+            self._commit_of,
+            self._forwarding,
+            self._checkpoints,
+            batch_wait=batch_wait,
+            # On SQLite a commit cannot be given up, and a lock gives up by itself.
+            give_up_after=None if database.dialect == "sqlite" else spool_after,
+            slow=spool_after,
+            stats=self.stats,
+            clock=clock,
+            tracing=tracing or Tracing(),
+            moved=self._relieve,
+            congested=lambda: self.congested,
+        )
         self._looking: asyncio.TimerHandle | None = None
         """The next look for changes that have waited too long."""
-        self._not_before = 0.0
-        """Event-loop time before which neither rows nor what is spooled are committed; infinite while the database
-        has not been reached since the start."""
-        self._forwarded = 0
-        """The last batch of the spool that is committed, and perhaps not removed yet."""
         # How much may still be handed over before something is to be noticed: the one check of the hot path.
         self._room = 0
-        self._wake: asyncio.Future[None] | None = None
-        self._stopping = False
         self._stopped = True
 
     @property
     def pending(self) -> int:
         """Rows and changes handed over and not committed yet."""
-        return self._rows.pending + self._changes.pending
+        return self._lanes.pending
 
     @property
     def busy(self) -> bool:
         """Whether rows come as fast as they can be committed, or did a moment ago."""
-        return self.congested or self._loop.time() - self._full_at < BUSY_FOR
+        return self.congested or self._committer.busy
 
     @property
     def diverting(self) -> bool:
@@ -191,18 +154,16 @@ class Writer:
         Raises StorageUnavailableError or StorageError if the database cannot be asked for its last id.
         """
         self._loop = asyncio.get_running_loop()
-        # Microseconds of the clock are ahead of what a writer can give away, so ids grow over restarts even
-        # when the newest rows have been deleted; and over a clock that was set back.
-        self._last_id = max(await self._database.read(_last_id), int(self._clock() * 1_000_000))
-        if self.diversion is not None:
-            spool = self.diversion.spool
+        await self._ids.pass_stored(self._database)
+        self._ids.pass_clock(self._clock())
+        if self._forwarding is not None:
+            spool = self._forwarding.diversion.spool
             if not spool.empty:
                 log.info("committing what is in the spool", rows=spool.rows, bytes=spool.bytes)
-                while not spool.empty:
-                    await self._forward(spool)
-                self._last_id = max(await self._database.read(_last_id), self._last_id)
+                await self._forwarding.everything()
+                await self._ids.pass_stored(self._database)
             try:
-                await spool.note_id(self._last_id)
+                await spool.note_id(self._ids.last)
             except StorageUnavailableError as error:
                 log.warning("the next start will need the database", reason=str(error))
         self._begin()
@@ -217,32 +178,29 @@ class Writer:
         if diversion is None or diversion.spool.last_id is None:
             raise StorageUnavailableError("there is no spool that belongs to the database")
         self._loop = asyncio.get_running_loop()
-        # Ahead of all that may have been given, whatever has become of the clock since.
-        self._last_id = max(diversion.spool.last_id + UNASKED_IDS, int(self._clock() * 1_000_000))
-        await diversion.spool.note_id(self._last_id)
+        self._ids.pass_unasked(diversion.spool.last_id)
+        self._ids.pass_clock(self._clock())
+        await diversion.spool.note_id(self._ids.last)
         diversion.begin(reason)
-        self._not_before = float("inf")
+        self._committer.not_before = float("inf")
         self._begin()
 
     def reached(self) -> None:
         """The database is there, as it must be, after `stand_by`: what is in the spool may be committed."""
-        self._not_before = 0.0
-        self._rouse()
+        self._committer.not_before = 0.0
+        self._committer.rouse()
 
     def _begin(self) -> None:
         self._stopped = False
         self._make_room()
-        self.task = asyncio.create_task(self._run(), name="writer")
+        self.task = asyncio.create_task(self._committer.run(), name="writer")
 
     async def stop(self, timeout: float) -> None:
         """Commit what was handed over, for at most `timeout` seconds. What is not committed by then stays with its
         sender: its receipts are settled RETRY, its futures get StorageUnavailableError."""
         if self._stopped:
             return
-        self._stopping = True
-        self._rouse()
-        if self.diversion is not None:
-            self.diversion.stop()
+        self._committer.finish()
         done, _ = await asyncio.wait({self.task}, timeout=timeout)
         if not done:
             self.task.cancel()
@@ -251,7 +209,7 @@ class Writer:
         if self._looking is not None:
             self._looking.cancel()
         self._stopped = True
-        left = [*self._changes.clear(), *self._rows.clear()]
+        left = self._lanes.clear()
         self._room = 0
         count = sum(batch.size for batch in left)
         if count:
@@ -273,7 +231,8 @@ class Writer:
     ) -> None:
         """Store one reading. `receipt` becomes COMMITTED, or DEDUPLICATED if `message_id` is known."""
         batch = self._rows.open
-        self._last_id = row_id = self._last_id + 1
+        ids = self._ids
+        ids.last = row_id = ids.last + 1
         batch.rows += (row_id, device_id, stream, ts, received_at, message_id, payload)
         batch.order.append(receipt)
         batch.size += 1
@@ -299,8 +258,7 @@ class Writer:
 
     def add_dead_letter(self, letter: DeadLetter, receipt: Receipt | None) -> None:
         """Keep a refused message. `receipt` becomes DEAD_LETTERED."""
-        self._last_id += 1
-        self._add(Letter(letter, self._last_id, receipt))
+        self._add(Letter(letter, self._ids.next(), receipt))
 
     def add_change(
         self,
@@ -346,7 +304,7 @@ class Writer:
         future: asyncio.Future[T] = self._loop.create_future()
         lane = self._changes
         now = self._loop.time()
-        self._short_until = now + SHORT_FOR
+        self._lanes.change_came(now)
         if not lane.open.opened_at:
             lane.open.opened_at = now
         lane.open.add(Change(change, receipt, letter, future, patient=patient))
@@ -356,7 +314,7 @@ class Writer:
             self._abandon()
         elif lane.open.size >= lane.pace.limit:
             lane.close()
-        self._rouse()
+        self._committer.rouse()
         self._make_room()
         return future
 
@@ -406,12 +364,12 @@ class Writer:
 
     def _append(self, rows: list[tuple[str, str, float, float, str | None, str]]) -> None:
         batch = self._rows.open
-        row_id = self._last_id
+        row_id = self._ids.last
         for row in rows:
             row_id += 1
             batch.rows.append(row_id)
             batch.rows += row
-        self._last_id = row_id
+        self._ids.last = row_id
 
     def _add(self, work: Readings | Save | Transition | Letter | Change) -> None:
         self._rows.open.add(work)
@@ -427,16 +385,11 @@ class Writer:
             return
         if not lane.open.opened_at:
             lane.open.opened_at = self._loop.time()
-            self._rouse()
-        if lane.open.size >= self._row_limit():
+            self._committer.rouse()
+        if lane.open.size >= self._lanes.row_limit(self._loop.time()):
             lane.close()
-            self._rouse()
+            self._committer.rouse()
         self._make_room()
-
-    def _row_limit(self) -> int:
-        pace = self._rows.pace
-        short = self._changes.pending or self._loop.time() < self._short_until
-        return pace.limit if short else pace.most
 
     def _make_room(self) -> None:
         # Sees to congestion, and to how many rows may come until the next look.
@@ -444,18 +397,12 @@ class Writer:
         if pending >= self.capacity:
             self.congested = True
         size = self._rows.open.size
-        room = self._row_limit() - size if size else 1
+        room = self._lanes.row_limit(self._loop.time()) - size if size else 1
         self._room = room if self.congested else min(room, max(1, self.capacity - pending))
 
     def _abandon(self) -> None:
-        for batch in (*self._changes.clear(), *self._rows.clear()):
+        for batch in self._lanes.clear():
             batch.abandon(_STOPPED)
-
-    def _rouse(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-        if self.diversion is not None and self.diversion.active:
-            self.diversion.rouse()
 
     def _look(self) -> None:
         # At each batch twice within its time: an answer comes at most half of the patience late.
@@ -465,88 +412,6 @@ class Writer:
         lane.give_up(now - self.patience, error)
         self._looking = self._loop.call_later(self.patience / 2, self._look) if lane.pending else None
 
-    # ------------------------------------------------------------------ committing
-
-    async def _run(self) -> None:
-        diversion = self.diversion
-        if diversion is None:
-            await self._commit_all()
-            return
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(diversion.run(), name="diversion")
-                await self._commit_all()
-                diversion.stop()
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-
-    async def _commit_all(self) -> None:
-        diversion = self.diversion
-        while (lane := await self._next()) is not None:
-            if lane is self._rows and diversion is not None and not diversion.end():
-                await self._forward_one(diversion)
-            elif lane.pending:
-                await self._commit_first(lane)
-            self._last = lane
-
-    async def _next(self) -> Lane | None:
-        """Wait until something is due, and say in which lane; None when the writer is to stop and nothing is left that
-        has to wait for the database."""
-        rows, changes = self._rows, self._changes
-        while True:
-            wait: float | None = None
-            now = self._loop.time()
-            if self.diversion is not None and self.diversion.active:
-                due = not self._stopping
-            else:
-                if rows.open.size:
-                    wait = rows.open.opened_at + self._batch_wait - now
-                due = rows.full or (wait is not None and (wait <= 0 or self._stopping))
-            if due and now < self._not_before and not self._stopping:
-                due = False
-                wait = self._not_before - now if self._not_before < float("inf") else None
-            if changes.pending and not (due and self._last is changes):
-                return changes
-            if due:
-                return rows
-            if self._stopping:
-                return None
-            self._wake = self._loop.create_future()
-            timer = None if wait is None else self._loop.call_later(wait, self._rouse)
-            try:
-                await self._wake
-            finally:
-                self._wake = None
-                if timer is not None:
-                    timer.cancel()
-
-    async def _commit_first(self, lane: Lane) -> None:
-        # It stays in its lane until it is settled: `stop` finds it there if this task is cancelled.
-        if lane is self._rows and (lane.full or lane.open.size >= self._row_limit()):
-            self._full_at = self._loop.time()
-        batch = lane.first()
-        self._make_room()
-        if lane is self._rows and self.diversion is not None:
-            parts = await self._try(batch, lane.pace, self.diversion)
-            if parts is None:
-                return
-        else:
-            parts = await self._commit(batch, lane.pace)
-        lane.done()
-        committed_at = self._loop.time()
-        if batch.rows:
-            self.stats.delays.observe(self._clock() - batch.rows[RECEIVED_AT])
-        for part in parts:
-            part.settle()
-        batch.release(None)
-        self._checkpoints.committed(batch.size)
-        # Connections write their acknowledgements in the turn of the loop that follows.
-        self._loop.call_soon(self._settled, committed_at)
-        self._relieve()
-
-    def _settled(self, committed_at: float) -> None:
-        self.stats.settles.observe(self._loop.time() - committed_at)
-
     def _relieve(self) -> None:
         if self.congested and self.pending <= self.capacity // 2:
             self.congested = False
@@ -554,149 +419,5 @@ class Writer:
                 self.on_relief()
         self._make_room()
 
-    async def _try(self, batch: Batch, pace: Pace, diversion: Diversion) -> list[Batch] | None:
-        """Commit `batch` in one attempt; None if that fails, and then rows are diverted, this batch first."""
-        commit = Commit(self._database, batch, self._clock, self._topic_of, self._next_id)
-        try:
-            # On SQLite a commit cannot be given up, and a lock gives up by itself.
-            async with asyncio.timeout(None if self._database.dialect == "sqlite" else self._spool_after):
-                return await self._counted(commit, batch, pace)
-        except TimeoutError:
-            # It may have been committed all the same: its rows have their ids, and are not stored twice.
-            self._failed(diversion, StorageUnavailableError(f"a commit takes longer than {self._spool_after:g} s"))
-        except StorageUnavailableError as error:
-            self._failed(diversion, error)
-        return None
-
-    async def _commit(self, batch: Batch, pace: Pace) -> list[Batch]:
-        """Commit `batch`, however long it takes, and return its parts: itself, or when something in it was refused
-        for good, pieces of which some have a `refusal`."""
-        commit = Commit(self._database, batch, self._clock, self._topic_of, self._next_id)
-        diversion = self.diversion
-        slow = None
-        if diversion is not None:
-            slow = self._loop.call_later(self._spool_after, diversion.begin, "a commit takes long")
-
-        def failed(state: RetryCallState) -> None:
-            self._count_retry(state)
-            if diversion is not None:
-                diversion.begin(str(_error_of(state)))
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(StorageUnavailableError), wait=_pause, before_sleep=failed
-        )
-        try:
-            return await retrying(self._counted, commit, batch, pace)
-        finally:
-            if slow is not None:
-                slow.cancel()
-
-    async def _counted(self, commit: Commit, batch: Batch, pace: Pace) -> list[Batch]:
-        """One attempt, measured when it succeeds."""
-        started = self._loop.time()
-        await commit.attempt()
-        stats = self.stats
-        took = self._loop.time() - started
-        if commit.attempts == 1:
-            pace.measured(batch.size, took)
-        stats.commit_seconds.append(took)
-        stats.commits.observe(took)
-        if self._tracing.on:
-            now = self._clock()
-            lane = "rows" if pace is self._rows.pace else "changes"
-            told: dict[str, str | int] = {
-                "bridge.batch.size": batch.size,
-                "bridge.batch.lane": lane,
-                "bridge.attempts": commit.attempts,
-            }
-            self._tracing.record("commit", now - took, now, told)
-        stats.batches += 1
-        stats.rows += batch.size
-        stats.last_batch = batch.size
-        refusals = [part.refusal for part in commit.parts if part.refusal is not None]
-        if refusals:
-            stats.refused += len(refusals)
-            # What a change itself refuses (a name that is taken) is an answer to whoever asked, and no fault.
-            faults = [refusal for refusal in refusals if not isinstance(refusal, RefusedError)]
-            if faults:
-                log.error("the database refused what it was given", count=len(faults), first=repr(faults[0]))
-        return commit.parts
-
-    # ------------------------------------------------------------------ out of the spool
-
-    async def _forward_one(self, diversion: Diversion) -> None:
-        """Have the oldest batch of the spool in the database; on failure try again later."""
-        began = self._loop.time()
-        if diversion.spool.empty:
-            # The first batches are on their way into it.
-            self._not_before = began + SOON
-            return
-        before = diversion.spool.rows
-        waited_since = diversion.spool.oldest
-        # Should it take long, no message is to wait for it.
-        slow = self._loop.call_later(self._spool_after / 2, partial(diversion.hold, holding=False))
-        try:
-            await self._forward(diversion.spool)
-        except StorageUnavailableError as error:
-            diversion.hold(holding=False)
-            self._failed(diversion, error)
-            return
-        finally:
-            slow.cancel()
-        now = self._loop.time()
-        if waited_since is not None:
-            diversion.waits.observe(self._clock() - waited_since)
-        left = diversion.spool.rows
-        diversion.hold(holding=left <= FORWARD_ROWS)
-        # A third of the time belongs to others, unless more comes in than goes out, or the end is near.
-        hurry = self.congested or left <= FORWARD_ROWS or left > before - FORWARD_ROWS / 4
-        self._not_before = now if hurry else now + (now - began) / 2
-
-    async def _forward(self, spool: Spool) -> None:
-        last, batch = await spool.first()
-        if last > self._forwarded:
-            commit = Commit(self._database, batch, self._clock, self._topic_of, self._next_id)
-            await commit.attempt()
-            for part in commit.parts:
-                part.settle()
-            self._forwarded = last
-        await spool.remove(last)
-
-    def _failed(self, diversion: Diversion, error: StorageUnavailableError) -> None:
-        self.stats.retries += 1
-        diversion.begin(str(error))
-        pause = error.retry_after if isinstance(error, CircuitOpenError) else RETRY
-        self._not_before = self._loop.time() + pause
-
-    def _next_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
-
-    def _count_retry(self, state: RetryCallState) -> None:
-        self.stats.retries += 1
-        log.warning(
-            "nothing can be committed; trying again",
-            attempt=state.attempt_number,
-            pending=self.pending,
-            error=str(_error_of(state)),
-        )
-
-
-_STOPPED: Final = StorageUnavailableError("the bridge is stopping: this was not committed")
-
-
-def _error_of(state: RetryCallState) -> BaseException | None:
-    return None if state.outcome is None else state.outcome.exception()
-
-
-def _pause(state: RetryCallState) -> float:
-    """Seconds to the next attempt."""
-    error = _error_of(state)
-    return error.retry_after if isinstance(error, CircuitOpenError) else backoff(state)
-
-
-async def _last_id(connection: AsyncConnection) -> int:
-    columns = (telemetry.c.id, dead_letters.c.id, commit_marks.c.batch)
-    query = select(*(func.coalesce(select(func.max(column)).scalar_subquery(), 0) for column in columns))
-    ids: list[int] = list((await connection.execute(query)).one())
-    return max(ids)
+    def _commit_of(self, batch: Batch) -> Commit:
+        return Commit(self._database, batch, self._clock, self._topic_of, self._ids.next)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bridge.storage import bulk
-from bridge.storage.batch import Batch, Save, Transition
+from bridge.storage.batch import Batch
 from bridge.storage.devices import DeviceSnapshot
+from bridge.storage.work import Save, Transition
 
 
 def snapshot(epoch: int) -> DeviceSnapshot:
