@@ -9,12 +9,13 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, final
 
 import structlog
 from pydantic_core import to_jsonable_python
 
-from bridge import __version__, descriptors, instruments, ports
+from bridge import __version__, descriptors, instruments, overview, ports, readiness
 from bridge.agents.discovery import find_agent
 from bridge.agents.registry import Registry
 from bridge.agents.rollouts import Rollouts
@@ -33,7 +34,6 @@ from bridge.http.keyring import Keyring
 from bridge.http.server import HttpServer
 from bridge.http.visitors import Lockout, Sessions
 from bridge.metrics import Metrics
-from bridge.presence import Status
 from bridge.pulse import Pulse
 from bridge.receipts import Ledger
 from bridge.registry import Admission
@@ -117,7 +117,7 @@ class Bridge:
         self.ledger = Ledger()
         self.metrics = Metrics()
         self.pulse = Pulse(self.ledger)
-        self.history = History(self._figures, time.time)
+        self.history = History(partial(overview.figures, self), time.time)
         self.parts: list[asyncio.Task[Any]] = []
         """Tasks that must not end while the bridge runs."""
         self.first_token: str | None = None
@@ -295,13 +295,6 @@ class Bridge:
         undo.push_async_callback(spool.close)
         return spool
 
-    def degraded(self) -> str | None:
-        """Why the database does not get what is received, although it is taken; None while all is well."""
-        diversion = self.writer.diversion
-        if diversion is None or not diversion.active or diversion.stuck or self.writer.congested:
-            return None
-        return f"{diversion.spool.rows:,} rows wait in the spool: {diversion.reason}"
-
     def _http_context(self) -> Context:
         origins = self.settings.origins()
         http = self.settings.http
@@ -323,18 +316,13 @@ class Bridge:
             database=self.database,
             ledger=self.ledger,
             metrics=self.metrics,
-            summary=self.summary,
+            summary=partial(overview.summary, self),
             history=self.history,
-            sinks=self._sinks_now,
+            sinks=partial(overview.sinks, self.sinks),
             settings=[(key, to_jsonable_python(value), origins[key]) for key, value in self.settings.shown().items()],
-            checks={
-                "database": self._check_database,
-                "broker": self._check_broker,
-                "migrations": self._check_schema,
-                "spool": self._check_spool,
-            },
-            degraded=self.degraded,
-            concern=lambda: next((sink.endangered for sink in self.sinks if sink.endangered), None),
+            checks=readiness.checks(self),
+            degraded=partial(readiness.degraded, self.writer),
+            concern=partial(readiness.concern, self.sinks),
             access=access,
             audit=Audit(self.writer, http.audit_lines, time.time),
             # Where a token is needed nothing is gained by another name: a browser has no cookie for it.
@@ -342,82 +330,6 @@ class Bridge:
             max_streams=http.max_streams,
             metrics_open=not (http.metrics_token and required),
         )
-
-    async def _check_database(self) -> str | None:
-        try:
-            async with asyncio.timeout(2.0):
-                await self.database.ping()
-        except TimeoutError:
-            return "no answer within 2 seconds"
-        except BridgeError as error:
-            return str(error)
-        return None
-
-    async def _check_spool(self) -> str | None:
-        diversion = self.writer.diversion
-        return diversion.stuck or None if diversion is not None and diversion.active else None
-
-    async def _check_broker(self) -> str | None:
-        return None if self.broker.accepting else "does not accept connections"
-
-    async def _check_schema(self) -> str | None:
-        head = await schema.head()
-        return None if self.schema == head else f"the schema is {self.schema}, this version needs {head}"
-
-    def summary(self) -> dict[str, Any]:
-        """The bridge at a glance, as the API and the terminal show it."""
-        census = self.services.census
-        return {
-            "devices": {"known": census.devices.total(), **census.devices},
-            "messages_per_second": round(self.pulse.received_per_second, 1),
-            "committed_per_second": round(self.pulse.committed_per_second, 1),
-            "commands": dict(census.commands),
-            "agents": self.router.activity(),
-            "ledger": self.ledger.as_dict(),
-            "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
-            "database": {"dialect": self.database.dialect, "breaker": self.database.breaker.state.value},
-            "spool": self._spool_now(),
-            "sinks": self._sinks_now(),
-        }
-
-    def _sinks_now(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": sink.name,
-                "delivered": sink.delivered,
-                "refused": sink.refused,
-                "retries": sink.retries,
-                "trouble": sink.trouble,
-                "lag": round(sink.lag, 3),
-                "breaker": sink.breaker.state.value,
-            }
-            for sink in self.sinks
-        ]
-
-    def _spool_now(self) -> dict[str, Any] | None:
-        diversion = self.writer.diversion
-        if diversion is None:
-            return None
-        spool = diversion.spool
-        return {
-            "active": diversion.active,
-            "reason": diversion.reason if diversion.active else "",
-            "stuck": diversion.stuck,
-            "waiting": spool.rows,
-            "bytes": spool.bytes,
-            "dropped": spool.dropped,
-        }
-
-    def _figures(self) -> dict[str, float]:
-        counts, commits = self.services.census.devices, self.writer.stats.commit_seconds
-        return {
-            "messages_per_second": round(self.pulse.received_per_second, 1),
-            "committed_per_second": round(self.pulse.committed_per_second, 1),
-            "commit_ms": round(sum(commits) / len(commits) * 1000, 2) if commits else 0.0,
-            "loop_lag_p99_ms": round(self.pulse.lag(0.99) * 1000, 2),
-            "in_flight": float(self.ledger.in_flight),
-            **{status.value: float(counts[status.value]) for status in Status},
-        }
 
 
 def _sinks(settings: Settings) -> dict[str, Plan]:

@@ -21,7 +21,8 @@ import msgspec
 from bridge.agents.agent import Agent, HasState
 from bridge.agents.effects import Effects, Seat, StoredState
 from bridge.agents.handlers import Handlers
-from bridge.agents.logic import Job, Logic, LogicRules
+from bridge.agents.job import Job
+from bridge.agents.logic import Logic, LogicRules
 from bridge.agents.offload import Offload
 from bridge.commands import Command, CommandRequest, CommandStatus, new_command
 from bridge.errors import RefusedError

@@ -7,14 +7,15 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar, final
 
-import msgspec
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bridge.agents.announcements import announce
+from bridge.agents.dispatch import call_off, send
+from bridge.agents.host import Host
 from bridge.agents.services import Services
 from bridge.commands import PREDECESSORS, Command, CommandResponse, CommandStatus
 from bridge.errors import RefusedError
-from bridge.mapping import Request
 from bridge.messages import Message
 from bridge.profiles import Profile
 from bridge.receipts import Outcome, Receipt
@@ -35,16 +36,6 @@ T = TypeVar("T")
 Staged = tuple[Callable[[AsyncConnection], Awaitable[T]], Callable[[T], None]]
 """Something that is stored in somebody else's transaction: the change, and what to call with its result after the
 commit."""
-
-
-class Host(Protocol):
-    """The cell that a device lives in."""
-
-    def call_before(self, when: float) -> None:
-        """See to it that the device looks at what is due at `when` (Unix seconds) at the latest."""
-
-    def soon(self, callback: Callable[[], None]) -> None:
-        """Call from the device's own coroutine."""
 
 
 class Addressee(Protocol):
@@ -133,12 +124,12 @@ class CommandBook:
             if created:
                 self.open[command.command_id] = command
                 self._host.call_before(command.expires_at)
-                self._announce(command, cause)
+                announce(self._services, command, cause)
                 if at_once is not None:
                     command.status = CommandStatus.SENT
                     command.updated_at = now
                     command.attempts = 1
-                    self._announce(command, at_once)
+                    announce(self._services, command, at_once)
                     self._hand_over(command)
                 elif (receiver := self._receiver(command)) is not None:
                     self._send(command, receiver)  # it has come meanwhile
@@ -182,7 +173,7 @@ class CommandBook:
         def inserted(_accepted: Accepted) -> None:
             self.open[command.command_id] = command
             self._host.call_before(command.expires_at)
-            self._announce(command, cause)
+            announce(self._services, command, cause)
             if (receiver := self._receiver(command)) is not None:
                 self._send(command, receiver)
 
@@ -209,8 +200,7 @@ class CommandBook:
 
         def cancelled() -> None:
             if told:
-                topic = self._services.topics.of(self._device.id, "command/cancel")
-                self._services.publish(topic, msgspec.json.encode({"id": command_id}), qos=1, live_only=True)
+                call_off(self._services, command)
             _resolve(done, True)
 
         def failed(error: BaseException) -> None:
@@ -253,40 +243,13 @@ class CommandBook:
         if self._is_ours(command) and self.executor is not None:
             self.executor.execute(command)
             return
-        if (foreign := self._device.profile.request(command.name)) is not None:
-            self._hand_over_foreign(command, foreign)
-            return
-        request = {
-            "id": command.command_id,
-            "name": command.name,
-            "args": command.args,
-            "expires_at": command.expires_at,
-        }
-        self._services.publish(
-            self._services.topics.of(self._device.id, "command/request"),
-            msgspec.json.encode(request),
-            qos=1,
-            live_only=True,
-            expires_at=command.expires_at,
-            on_ack=lambda: self._host.soon(partial(self._delivered, command)),
-        )
-
-    def _hand_over_foreign(self, command: Command, request: Request) -> None:
+        acknowledged = partial(self._host.soon, partial(self._delivered, command))
         try:
-            topic, payload = request.render(self._device.id, command.name, command.args)
+            answered = send(self._services, self._device.profile, command, acknowledged)
         except RefusedError as error:
             self._advance(command, CommandStatus.FAILED, "mapping", error=str(error))
             return
-        acknowledged = partial(self._delivered, command)
-        self._services.publish(
-            topic,
-            payload,
-            qos=1,
-            live_only=True,
-            expires_at=command.expires_at,
-            on_ack=(lambda: self._host.soon(acknowledged)) if request.answered else None,
-        )
-        if not request.answered:
+        if not answered:
             self._advance(command, CommandStatus.SUCCEEDED, "sent")
 
     # ------------------------------------------------------------------ from the device
@@ -470,44 +433,9 @@ class CommandBook:
         """A change of status is committed."""
         if status.final:
             self.open.pop(command.command_id, None)
-        self._announce(command, cause, status, at)
+        announce(self._services, command, cause, status, at)
         if status.final:
             self._device.command_ended(command)
-
-    def _announce(
-        self, command: Command, cause: str, status: CommandStatus | None = None, at: float | None = None
-    ) -> None:
-        status = status or command.status
-        body: dict[str, Any] = {
-            "id": command.command_id,
-            "key": command.key,
-            "name": command.name,
-            "status": status.value,
-            "at": at or command.updated_at,
-            "cause": cause,
-        }
-        if status is CommandStatus.SUCCEEDED:
-            body["result"] = command.result
-        elif status is CommandStatus.FAILED:
-            body["error"] = command.error
-        census = self._services.census
-        census.commands[status.value] += 1
-        if status is not CommandStatus.QUEUED:
-            census.command_steps[status.value].observe(body["at"] - command.created_at)
-        if status.final and self._services.tracing.on:
-            told: dict[str, str | int] = {
-                "bridge.command.id": command.command_id,
-                "bridge.command.name": command.name,
-                "bridge.command.status": status.value,
-                "bridge.device.id": command.device_id,
-                "bridge.attempts": command.attempts,
-            }
-            error = None if status is CommandStatus.SUCCEEDED else command.error or status.value
-            self._services.tracing.record("command", command.created_at, body["at"], told, error)
-        self._services.publish_json(self._device.id, "command/status", body, qos=1)
-        self._services.command_changed(command.command_id)
-        if status.final and command.rollout_id is not None and self._services.rollout_news is not None:
-            self._services.rollout_news(command.rollout_id, command.command_id, status)
 
     def _then(
         self,

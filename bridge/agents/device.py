@@ -7,10 +7,12 @@ from typing import Final, final
 
 import msgspec
 
-from bridge.agents.book import CommandBook, Host
+from bridge.agents.book import CommandBook
+from bridge.agents.host import Host
 from bridge.agents.liveness import Liveness
 from bridge.agents.logic import Logic
 from bridge.agents.services import Services
+from bridge.agents.streams import Streams
 from bridge.agents.twin import DeviceTwin
 from bridge.agents.world import BridgeWorld
 from bridge.commands import Command, CommandRequest, decode_request, decode_response, new_command
@@ -27,28 +29,6 @@ from bridge.storage.registry import set_profile
 from bridge.twin import Part
 
 ACCEPTED: Final = Admission.ACCEPTED
-
-MAX_STREAMS: Final = 64
-"""Streams of one device whose last values are kept in memory; readings of further ones are stored all the same."""
-
-
-@final
-class Latest:
-    """A stream's last reading: measured at `ts` (Unix seconds), the JSON as it was sent."""
-
-    __slots__ = ("payload", "ts")
-
-    def __init__(self, ts: float, payload: str) -> None:
-        self.ts = ts
-        self.payload = payload
-
-
-class _State(msgspec.Struct):
-    # What of the device is stored as JSON: for each stream the time and the values of its last reading.
-    streams: dict[str, tuple[float, msgspec.Raw]] = {}
-
-
-_states: Final = msgspec.json.Decoder(_State)
 
 
 @final
@@ -70,8 +50,8 @@ class Device:
         self.commands: CommandBook | None = None
         self._strangers: dict[Link, bool] | None = None
         self._twin: DeviceTwin | None = None
-        self.streams: dict[str, Latest] = {}
         if snapshot is None:
+            self.streams = Streams()
             now = services.clock()
             self.profile = services.profiles.of_unknown(device_id)
             self.admission = services.unknown
@@ -89,9 +69,7 @@ class Device:
             self._changed = False
             if snapshot.twin_version:
                 self._twin = DeviceTwin(self, snapshot.twin_version, services, host)
-            if snapshot.state:
-                streams = _states.decode(snapshot.state).streams
-                self.streams = {name: Latest(ts, bytes(values).decode()) for name, (ts, values) in streams.items()}
+            self.streams = Streams.stored(snapshot.state)
         self.liveness = Liveness(self, presence, services, host)
         self.logic = self._new_logic()
         """What a programmer's class makes of the device; None if its profile has none."""
@@ -170,14 +148,14 @@ class Device:
         if isinstance(decoded, Reading):
             ts, message_id, payload = decoded
             writer.add_reading(self.id, stream, ts, received_at, message_id, payload, message.receipt)
-            self._keep_latest(stream, ts, payload)
+            self.streams.keep(stream, ts, payload)
             if feed.listening:
                 feed.readings(self.id, stream, received_at, (decoded,))
         else:
             rows = [(self.id, stream, r.ts, received_at, r.message_id, r.payload) for r in decoded]
             writer.add_readings(rows, message.receipt)
             last = max(decoded, key=lambda reading: reading.ts)
-            self._keep_latest(stream, last.ts, last.payload)
+            self.streams.keep(stream, last.ts, last.payload)
             if feed.listening:
                 feed.readings(self.id, stream, received_at, decoded)
         self._count(received_at)
@@ -185,7 +163,7 @@ class Device:
     def recorded(self, stream: str, readings: Sequence[Reading], received_at: float) -> None:
         """A message that device logic has handled is committed with its readings."""
         last = max(readings, key=lambda reading: reading.ts)
-        self._keep_latest(stream, last.ts, last.payload)
+        self.streams.keep(stream, last.ts, last.payload)
         feed = self._services.feed
         if feed.listening:
             feed.readings(self.id, stream, received_at, readings)
@@ -196,15 +174,6 @@ class Device:
         self._changed = True
         if not 0.0 < self._save_at - received_at <= self._services.rules.snapshot_interval:
             self.save()  # it is time, or the clock was set back, and else it would not be for long
-
-    def _keep_latest(self, stream: str, ts: float, payload: str) -> None:
-        latest = self.streams.get(stream)
-        if latest is None:
-            if len(self.streams) < MAX_STREAMS:
-                self.streams[stream] = Latest(ts, payload)
-        elif ts >= latest.ts:
-            latest.ts = ts
-            latest.payload = payload
 
     def _take_sleep(self, message: Message) -> None:
         seconds = decode_sleep(message.payload)
@@ -382,7 +351,6 @@ class Device:
 
     def snapshot(self) -> DeviceSnapshot:
         """The state as it is stored."""
-        state = _State({name: (latest.ts, msgspec.Raw(latest.payload)) for name, latest in self.streams.items()})
         presence = self.liveness.presence
         return DeviceSnapshot(
             device_id=self.id,
@@ -392,7 +360,7 @@ class Device:
             messages=self.messages,
             status=presence.status.value,
             epoch=presence.epoch,
-            state=msgspec.json.encode(state).decode(),
+            state=self.streams.as_json(),
             admission=self.admission.value,
             twin_version=0 if self._twin is None else self._twin.version,
         )

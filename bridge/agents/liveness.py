@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol, final
 
 import msgspec
 
-from bridge.agents.book import Host
+from bridge.agents.host import Host
 from bridge.agents.links import Links
 from bridge.agents.services import Services
 from bridge.errors import RefusedError

@@ -6,15 +6,17 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 import msgspec
 import structlog
 
 from bridge.agents.agent import Agent
-from bridge.agents.effects import Answer, Effects, Seat, StoredState
+from bridge.agents.effects import Answer, Effects, StoredState
 from bridge.agents.handlers import Handlers
+from bridge.agents.job import Job, World
 from bridge.agents.limits import Limit
+from bridge.agents.state import StateError, changed, restored
 from bridge.commands import Command, CommandStatus
 from bridge.errors import RefusedError, StorageUnavailableError
 from bridge.messages import Message
@@ -26,8 +28,6 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-MAX_STATE: Final = 256 * 1024
-"""Bytes of an agent's state as JSON."""
 MAX_CONTROL: Final = 1_000
 """Presence changes, responses and commands that wait for one agent; further ones are not told, and logged."""
 RETRY_AFTER: Final = 1.0
@@ -43,76 +43,6 @@ class LogicRules:
     restarts: int = 5
     restart_window: float = 60.0
     mailbox_limit: int = 10_000
-
-
-@final
-class Job:
-    """One thing that the agent is called for."""
-
-    __slots__ = ("args", "attribute", "command", "handed_over", "message", "readings", "stream", "timer", "title")
-
-    def __init__(
-        self,
-        title: str,
-        attribute: str,
-        args: Sequence[Any] = (),
-        *,
-        message: Message | None = None,
-        stream: str = "",
-        readings: Sequence[Reading] = (),
-        command: Command | None = None,
-        timer: str = "",
-    ) -> None:
-        """`attribute` is called once for each of `args`, or without an argument for a timer. `readings` belong to
-        `args`, one each; `command` is what the agent is to carry out, with its parameters as the only one of `args`."""
-        self.title = title
-        self.attribute = attribute
-        self.args = args
-        self.message = message
-        self.stream = stream
-        self.readings = readings
-        self.command = command
-        self.timer = timer
-        self.handed_over = False
-        """Whether its message is the writer's to settle."""
-
-
-class World(Protocol):
-    """What is around an agent: the bridge, or in its place a test."""
-
-    def clock(self) -> float:
-        """The time, in Unix seconds."""
-
-    def seat(self, timers: frozenset[str]) -> Seat:
-        """A place for a new instance."""
-
-    async def load(self, state_name: str) -> StoredState | None:
-        """The stored state, None if there is none yet. Raises StorageUnavailableError."""
-
-    async def known(self, stream: str, message_ids: list[str]) -> set[str]:
-        """Which of these ids are those of stored readings. Raises StorageUnavailableError."""
-
-    async def begin(self, command: Command) -> bool:
-        """The agent is about to carry out `command`; False if it must not any more."""
-
-    async def commit(self, job: Job, effects: Effects, state_name: str) -> None:
-        """Store what `job` brought and what it caused, together, then see it on its way and settle the message.
-
-        Raises StorageUnavailableError if the bridge stops before it is stored, anything else if it is refused for
-        good; the message is taken care of in either case."""
-
-    def refuse(self, job: Job, reason: str, text: str) -> None:
-        """Nothing comes of `job`: its message becomes a dead letter, its command fails."""
-
-    def failed(self, error: BaseException) -> None:
-        """The agent has raised and is built anew."""
-
-    def call_before(self, when: float) -> None:
-        """See to it that `Logic.tick` is called at `when` (Unix seconds) at the latest."""
-
-
-class _StateError(Exception):
-    """The stored state cannot be used."""
 
 
 @final
@@ -335,7 +265,7 @@ class Logic:
             if job.command is not None and not await world.begin(job.command):
                 return
             await self._call(agent, job, effects)
-        except _StateError as error:
+        except StateError as error:
             world.refuse(job, "bad_state", str(error))
         except RefusedError as error:
             self._reset(job)
@@ -360,7 +290,9 @@ class Logic:
             self._loaded = True
         agent = self._agent
         if agent is None:
-            agent = self._class(self._world.seat(self._handlers.timers), self._state())
+            agent = self._class(
+                self._world.seat(self._handlers.timers), restored(self._class, self._handlers, self._stored)
+            )
             self._set_intervals(self._world.clock())
         effects = agent._seat.effects = Effects(self._timers)
         if job.timer:
@@ -385,7 +317,7 @@ class Logic:
                 for arg in await self._new_ones(job):
                     await self._within(lambda arg=arg: method(arg), job.title)  # type: ignore[misc]  # mypy cannot infer the default's type
         agent._seat.effects = None
-        effects.state = self._changed_state(agent, effects)
+        effects.state = changed(agent, self._handlers, effects.timers, self._stored)
 
     async def _within(self, call: Callable[[], Awaitable[Any]], title: str) -> Any:
         limit = asyncio.timeout(self._rules.handler_timeout)
@@ -448,45 +380,7 @@ class Logic:
             self._turn(job.timer, self._timers)
             self._world.call_before(self.next_due)
 
-    # ------------------------------------------------------------------ state and timers
-
-    def _state(self) -> Any:
-        """A new instance of the last committed state."""
-        kind = self._handlers.state
-        stored = self._stored
-        if kind is None:
-            return None
-        if stored is None:
-            return kind()
-        version, wanted = stored.version, self._class.state_version
-        if version > wanted:
-            raise _StateError(f"the stored state has version {version}, {self._handlers.title} only {wanted}")
-        try:
-            if version == wanted:
-                return msgspec.json.decode(stored.state, type=kind)
-            return msgspec.convert(self._class.migrate(version, msgspec.json.decode(stored.state)), kind)
-        except Exception as error:
-            raise _StateError(
-                f"the stored state (version {version}) is no {self._handlers.title}.State (version {wanted}): {error};"
-                " it is kept as it is"
-            ) from error
-
-    def _changed_state(self, agent: Agent, effects: Effects) -> StoredState | None:
-        """The agent's state if it has to be stored."""
-        kind = self._handlers.state
-        text = "{}"
-        if kind is not None:
-            state = agent._state
-            if not isinstance(state, kind):
-                raise TypeError(f"state must be a {self._handlers.title}.State, not {type(state).__name__}")
-            text = msgspec.json.encode(state).decode()
-            if len(text) > MAX_STATE:
-                raise ValueError(f"the state has {len(text)} bytes as JSON, more than {MAX_STATE}")
-        state_now = StoredState(self._class.state_version, text, effects.timers)
-        before = self._stored
-        if state_now == before or (before is None and not effects.timers and text == _initial(kind)):
-            return None
-        return state_now
+    # ------------------------------------------------------------------ timers
 
     def _set_intervals(self, now: float) -> None:
         handlers = self._handlers
@@ -504,10 +398,6 @@ class Logic:
             return
         due = timers.get(name, now)
         timers[name] = due + interval if due + interval > now else now + interval
-
-
-def _initial(kind: type[msgspec.Struct] | None) -> str:
-    return "{}" if kind is None else msgspec.json.encode(kind()).decode()
 
 
 def _said(error: BaseException) -> str:

@@ -10,7 +10,8 @@ import msgspec
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.agents.book import Host, Staged
+from bridge.agents.book import Staged
+from bridge.agents.host import Host
 from bridge.agents.services import Services
 from bridge.errors import RefusedError, StorageUnavailableError, VersionConflictError
 from bridge.messages import Message, Sender

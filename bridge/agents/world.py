@@ -10,9 +10,10 @@ import msgspec
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.agents.book import CommandBook, Host, Staged
+from bridge.agents.book import CommandBook, Staged
 from bridge.agents.effects import Effects, Seat, StoredState
-from bridge.agents.logic import Job
+from bridge.agents.host import Host
+from bridge.agents.job import Job
 from bridge.agents.services import Services
 from bridge.agents.twin import DeviceTwin
 from bridge.commands import Command, CommandRequest, CommandStatus
@@ -49,7 +50,7 @@ class Subject(Protocol):
 
 @final
 class BridgeWorld:
-    """Implements `logic.World` with the writer and the broker."""
+    """Implements `job.World` with the writer and the broker."""
 
     __slots__ = ("_device", "_host", "_services")
 

@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -64,7 +65,7 @@ def serve(
 async def _serve(settings: Settings, devices: int, log_file: Path | None, migrate: bool | None) -> None:
     from rich.text import Text
 
-    from bridge import app
+    from bridge import app, overview
     from bridge.cli.summary import Summary
 
     screen = terminal.console()
@@ -81,7 +82,7 @@ async def _serve(settings: Settings, devices: int, log_file: Path | None, migrat
                 await beside.enter_async_context(_simulated(bridge, devices))
             if log_file is not None:
                 screen.print(Text(f"The log is in {log_file}. Ctrl-C ends the bridge.\n"), soft_wrap=True)
-                await beside.enter_async_context(Summary(bridge.summary, screen))
+                await beside.enter_async_context(Summary(partial(overview.summary, bridge), screen))
 
         await app.serve(settings, migrate=migrate, on_ready=ready)
 
