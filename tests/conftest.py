@@ -99,7 +99,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_testnodedown(node: Any) -> None:  # a WorkerController, of which xdist has no types
     """Every worker has looked at every test: one of them is enough. One that died has nothing to say."""
     if output := getattr(node, "workeroutput", None):
-        node.config.stash[NOT_RUN] = Counter(output["not run"])
+        node.config.stash[NOT_RUN] = Counter(output.get("not run", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
