@@ -42,6 +42,7 @@ from bridge.sinks.build import Plan, feeders
 from bridge.standby import Standby
 from bridge.storage import migrate as schema
 from bridge.storage.committed import Source
+from bridge.storage.credentials import CredentialCopy
 from bridge.storage.database import Database
 from bridge.storage.devices import DeviceLoader
 from bridge.storage.retention import DAY, Keep, Retention
@@ -118,6 +119,8 @@ class Bridge:
         self.metrics = Metrics()
         self.pulse = Pulse(self.ledger)
         self.history = History(partial(overview.figures, self), time.time)
+        self.copy: CredentialCopy | None = None
+        """Of devices' credentials, where the database may be away while devices are not to notice."""
         self.parts: list[asyncio.Task[Any]] = []
         """Tasks that must not end while the bridge runs."""
         self.first_token: str | None = None
@@ -192,10 +195,13 @@ class Bridge:
             self.spool = await self._open_spool(undo)
             if self.database.dialect == "sqlite" or self.spool is None or self.spool.last_id is None:
                 raise
-            standby = Standby(settings, self.topics, self.ledger, self.database, self.spool, self._http_socket)
+            self.copy = copy = await self._open_copy(undo)
+            standby = Standby(settings, self.topics, self.ledger, self.database, self.spool, copy, self._http_socket)
             doors = alike(self.profiles, UNKNOWN[settings.registry.unknown])
             return await standby.run(reach, away, stop, doors=doors)
         self.spool = await self._open_spool(undo)
+        if self.database.dialect != "sqlite" and self.spool is not None:
+            self.copy = await self._open_copy(undo)
         return True
 
     async def _start(self, undo: contextlib.AsyncExitStack) -> None:
@@ -232,7 +238,7 @@ class Bridge:
             audit_lines=settings.http.audit_lines,
         )
         self.router = Router(self.services)
-        self.registry = Registry(self.services, self.router, self.database)
+        self.registry = Registry(self.services, self.router, self.database, self.copy)
         self.broker = EmbeddedBroker(
             BrokerConfig(**settings.mqtt.model_dump()),
             topics,
@@ -264,6 +270,8 @@ class Bridge:
             ),
             *(asyncio.create_task(sink.run(), name=f"sink {sink.name}") for sink in self.sinks),
         ]
+        if self.copy is not None:
+            self.parts.append(asyncio.create_task(self.copy.run(self.database), name="the copy of the credentials"))
         for part in self.parts[2:]:
             undo.push_async_callback(_end, part)
         undo.push_async_callback(self.http.stop)
@@ -294,6 +302,11 @@ class Bridge:
         )
         undo.push_async_callback(spool.close)
         return spool
+
+    async def _open_copy(self, undo: contextlib.AsyncExitStack) -> CredentialCopy:
+        copy = await CredentialCopy.open(self.settings.data_dir / "credentials.db")
+        undo.push_async_callback(copy.close)
+        return copy
 
     def _http_context(self) -> Context:
         origins = self.settings.origins()

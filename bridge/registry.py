@@ -75,6 +75,12 @@ class Credential(NamedTuple):
         return same(self.digest, digest(token.decode("utf-8", "replace")))
 
 
+def fits(credentials: Iterable[Credential], token: bytes) -> bool | None:
+    """Whether a token is one of a device's, None if it has none; takes as long whichever it is."""
+    compared = [credential.fits(token) for credential in credentials]
+    return True in compared if compared else None
+
+
 def new_credential(device_id: str, now: float) -> tuple[Credential, str]:
     """A credential and its token, which is known now and never again."""
     token = mint()

@@ -20,7 +20,9 @@ from bridge.http.server import HttpServer
 from bridge.http.standby import build
 from bridge.metrics import Metrics
 from bridge.receipts import Ledger
+from bridge.registry import fits
 from bridge.settings import Settings
+from bridge.storage.credentials import CredentialCopy
 from bridge.storage.database import Database
 from bridge.storage.sessions import SessionStore
 from bridge.storage.spool import Spool
@@ -40,9 +42,9 @@ SAY_EVERY: Final = 60.0
 class Standby:
     """Stands in for the whole bridge, with a broker of its own that knows no sessions.
 
-    Readings and events are acknowledged when they are in the spool. A client that asks for a kept session, or has a
-    token of the database, is told to come again. Where devices are not all alike nothing can be stored without their
-    profiles: then no port but that of HTTP is opened.
+    Readings and events are acknowledged when they are in the spool. Devices with tokens are known from the copy of
+    their credentials; a client that asks for a kept session is told to come again. Where devices are not all alike
+    nothing can be stored without their profiles: then no port but that of HTTP is opened.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class Standby:
         ledger: Ledger,
         database: Database,
         spool: Spool,
+        copy: CredentialCopy,
         listener: socket.socket,
     ) -> None:
-        """`listener` is the bound port of HTTP, which stays open."""
+        """`copy`: of the devices' credentials. `listener` is the bound port of HTTP, which stays open."""
         self.ledger: Final = ledger
         self.metrics: Final = Metrics()
         self.broker: EmbeddedBroker | None = None
@@ -69,6 +72,7 @@ class Standby:
         self._settings = settings
         self._topics = topics
         self._store = SessionStore(database, self.writer)
+        self._copy = copy
         self._listener = listener
         self._away = ""
         """Why the database cannot be reached; empty when it is."""
@@ -121,7 +125,7 @@ class Standby:
                 self.ledger,
                 intake,
                 self._store,
-                credentials=_Unknown(),
+                credentials=_Copied(self._copy),
             )
             undo.push_async_callback(self.broker.stop, grace)
             undo.callback(intake.give_back)
@@ -180,11 +184,14 @@ class Standby:
         return diversion.stuck or None if diversion is not None else None
 
 
-class _Unknown:
-    """What is known of devices' tokens: nothing. See `login.Credentials`."""
+class _Copied:
+    """Devices' tokens, as the copy has them. See `login.Credentials`."""
+
+    def __init__(self, copy: CredentialCopy) -> None:
+        self._copy = copy
 
     async def check(self, username: str, password: bytes) -> bool | None:
-        raise StorageUnavailableError("the database has not been reached since the start")
+        return fits(await self._copy.of(username), password)
 
     async def admits(self, username: str) -> bool:
         return True  # devices are let in here only where all are accepted

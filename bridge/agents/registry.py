@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, final
 
 import msgspec
@@ -11,16 +13,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bridge.agents.device import Device
 from bridge.agents.router import Router
 from bridge.agents.services import Services
-from bridge.errors import RefusedError
+from bridge.errors import RefusedError, StorageUnavailableError
 from bridge.presence import Status
-from bridge.registry import MAX_CREDENTIALS, Admission, Credential, Entry, check_tags, new_credential
+from bridge.registry import MAX_CREDENTIALS, Admission, Credential, Entry, check_tags, fits, new_credential
 from bridge.storage import registry as stored
+from bridge.storage.credentials import CredentialCopy
 from bridge.storage.database import Database
 from bridge.storage.loader import Loader
 from bridge.topics import NO_GRANTS, Grants
 
 PORTION: Final = 1_000
 """Rows that are deleted in one commit."""
+ANSWER_WITHIN: Final = 2.0
+"""Seconds after which the copy of the credentials is asked instead of the database."""
 
 
 @final
@@ -31,9 +36,13 @@ class Registry:
     that is not there.
     """
 
-    def __init__(self, services: Services, router: Router, database: Database) -> None:
+    def __init__(
+        self, services: Services, router: Router, database: Database, copy: CredentialCopy | None = None
+    ) -> None:
+        """`copy`: of the credentials, for when the database cannot be asked."""
         self._services = services
         self._router = router
+        self._copy = copy
         self._database = database
         self._credentials: Loader[str, list[Credential]] = Loader(database, stored.load_credentials)
         self.kick: Callable[[str, str], int]
@@ -105,6 +114,16 @@ class Registry:
         snapshot = await services.loader.load(device_id)
         if snapshot is None:
             raise _no_device(device_id)
+        with self._changing(device_id):
+            if self._copy is not None:
+                await self._copy.forget(device_id)
+            await self._delete(device_id)
+        here = self._router.find(device_id)
+        services.census.devices[snapshot.status if here is None else here.liveness.counted_as.value] -= 1
+        self._router.renew(device_id)
+
+    async def _delete(self, device_id: str) -> None:
+        services = self._services
         # First nothing new may be written of it, then everything that was handed over must be there to be deleted.
         device = self._router.cell(device_id)
         device.tell(Device.removed)
@@ -114,9 +133,6 @@ class Registry:
         await services.writer.barrier()
         while await services.writer.submit(lambda connection: stored.delete_some(connection, device_id, PORTION)):
             pass
-        here = self._router.find(device_id)
-        services.census.devices[snapshot.status if here is None else here.liveness.counted_as.value] -= 1
-        self._router.renew(device_id)
 
     def _tell(self, device_id: str, profile: str | None, admission: Admission) -> None:
         self._router.tell(device_id, lambda device: device.registered(profile, admission))
@@ -132,7 +148,10 @@ class Registry:
             if not await stored.add_credential(connection, credential):
                 raise RefusedError("credentials", f"{device_id} has {MAX_CREDENTIALS} credentials: revoke one first")
 
-        await self._services.writer.submit(issue)
+        with self._changing(device_id):
+            await self._services.writer.submit(issue)
+            if self._copy is not None:
+                await self._copy.add(credential)
         return credential, token
 
     async def revoke(self, device_id: str, credential_id: str | None = None) -> int:
@@ -141,23 +160,41 @@ class Registry:
         async def revoke(connection: AsyncConnection) -> int:
             return await stored.revoke_credentials(connection, device_id, credential_id)
 
-        revoked = await self._services.writer.submit(revoke)
+        with self._changing(device_id):
+            if self._copy is not None:
+                await self._copy.forget(device_id, credential_id)
+            revoked = await self._services.writer.submit(revoke)
         if revoked:
             self.kick(device_id, "revoked")
         return revoked
 
+    def _changing(self, device_id: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._copy is None else self._copy.changing(device_id)
+
     async def check(self, username: str, password: bytes) -> bool | None:
         """See `login.Credentials`. Read from the database each time: a thousand devices that come at once are one
-        query, and what is revoked is revoked."""
-        found = await self._credentials.load(username)
-        if not found:
-            return None
-        return True in [credential.fits(password) for credential in found]  # all of them, whichever fits
+        query, and what is revoked is revoked. While it is away or slow the copy is asked."""
+        return fits(await self._credentials_of(username), password)
+
+    async def _credentials_of(self, device_id: str) -> list[Credential]:
+        copy = self._copy
+        if copy is None:
+            return await self._credentials.load(device_id) or []
+        if not self._services.writer.diverting:
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN):
+                    return await self._credentials.load(device_id) or []
+            except (StorageUnavailableError, TimeoutError):
+                pass  # the copy is there for this
+        return await copy.of(device_id)
 
     async def admits(self, username: str) -> bool:
         """See `login.Credentials`."""
         if self._services.unknown is not Admission.UNKNOWN:
             return True
+        device = self._router.find(username)
+        if device is not None:
+            return device.admission is not Admission.UNKNOWN
         return await self._services.loader.load(username) is not None
 
     async def grants(self, username: str) -> Grants:
@@ -165,6 +202,9 @@ class Registry:
         profiles = self._services.profiles
         if not any(profile.grants != NO_GRANTS for profile in profiles):
             return NO_GRANTS  # what ten thousand devices that come at once need not ask the database for
+        device = self._router.find(username)
+        if device is not None:
+            return device.profile.grants
         snapshot = await self._services.loader.load(username)
         return (profiles.of_unknown(username) if snapshot is None else profiles.get(snapshot.profile)).grants
 

@@ -16,7 +16,7 @@ from bridge.broker.connection import Connection
 from bridge.broker.passwords import Passwords
 from bridge.broker.plugins import Plugins
 from bridge.broker.wire import ASKING
-from bridge.errors import BridgeError, StorageUnavailableError
+from bridge.errors import BridgeError
 from bridge.topics import Grants, Topics
 
 log = structlog.get_logger(__name__)
@@ -45,8 +45,9 @@ class Credentials(Protocol):
 @final
 class Login:
     """Who has a user name is looked for in three places, and the first that knows it decides: the injected
-    credentials, the password file, the plugins, if there are any that authenticate. A client without a user name is
-    let in where anonymous clients are allowed: on a loopback address only."""
+    credentials, the password file, the plugins, if there are any that authenticate. While the first cannot be asked
+    nobody is let in by a name: the file's password of somebody who has a token does not count, then as ever. A client
+    without a user name is let in where anonymous clients are allowed: on a loopback address only."""
 
     def __init__(
         self,
@@ -134,12 +135,7 @@ class Login:
         name, password = connect.username, connect.password or b""
         passwords, plugins = self._passwords, self._plugins
         if self._credentials is not None and name is not None:
-            try:
-                accepted = await self._credentials.check(name, password)
-            except StorageUnavailableError:
-                if passwords is None or await passwords.check(name, password) is None:
-                    raise
-                accepted = None  # the file knows him, whatever has become of the database
+            accepted = await self._credentials.check(name, password)
             if accepted is not None:
                 return (name, await self._rights(Role.DEVICE, name)) if accepted else None
         if plugins is None or not plugins.authenticates or (passwords is not None and passwords.knows(name)):

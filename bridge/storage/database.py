@@ -185,15 +185,16 @@ class Database:
 
     async def read(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `fn`, which must only read, on a connection of the pool. `fn` may be called more than once."""
-        return await self._retrying(lambda: self._read_once(fn))
+        return await self._retrying(self.attempt, lambda: self._read_once(fn))
 
     async def look_up(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """As `read`, for what messages wait for: on SQLite in one visit to the thread of a connection that is kept for
-        it. There `fn` must wait for nothing but the connection, and is not on the event loop."""
+        """As `read`, for what messages and clients wait for: on SQLite in one visit to the thread of a connection that
+        is kept for it, and past the breaker, as what holds up the writer there does not hold up readers. There `fn`
+        must wait for nothing but the connection, and is not on the event loop."""
         lookups = self._lookups
         if lookups is None:
             return await self.read(fn)
-        return await self._retrying(lambda: lookups.read(fn))
+        return await self._retrying(_wrapped, lambda: lookups.read(fn))
 
     async def checkpoint(self, *, alone: bool = False) -> tuple[int, int]:
         """SQLite only: carry the log into the database file, as far as readers allow, while commits go on; `alone`:
@@ -214,7 +215,7 @@ class Database:
             async with self.transaction() as connection:
                 return await fn(connection)
 
-        return await self._retrying(once)
+        return await self._retrying(self.attempt, once)
 
     async def maintain(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `fn` in one transaction beside the writer's: housekeeping that nobody waits for. One attempt.
@@ -288,12 +289,7 @@ class Database:
     async def attempt(self, fn: Callable[[], Awaitable[T]]) -> T:
         """Run `fn` once inside the breaker, with driver errors wrapped."""
         with self.breaker.call():
-            try:
-                return await fn()
-            except Exception as error:
-                if not is_driver_error(error):
-                    raise
-                raise wrap(error) from error
+            return await _wrapped(fn)
 
     async def _read_once(self, fn: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         async with self._readers.connect() as connection:
@@ -305,14 +301,16 @@ class Database:
                     await connection.invalidate()
                 raise
 
-    async def _retrying(self, once: Callable[[], Awaitable[T]]) -> T:
+    async def _retrying(
+        self, attempt: Callable[[Callable[[], Awaitable[T]]], Awaitable[T]], once: Callable[[], Awaitable[T]]
+    ) -> T:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_worth_a_retry),
             wait=backoff,
             stop=stop_after_delay(RETRY_FOR),
             reraise=True,
         )
-        return await retrying(self.attempt, once)
+        return await retrying(attempt, once)
 
     async def _connect_writer(self) -> AsyncConnection:
         try:
@@ -345,6 +343,15 @@ class Database:
         except Exception as error:
             if not is_driver_error(error):
                 raise
+
+
+async def _wrapped(fn: Callable[[], Awaitable[T]]) -> T:
+    try:
+        return await fn()
+    except Exception as error:
+        if not is_driver_error(error):
+            raise
+        raise wrap(error) from error
 
 
 async def _checkpoint(connection: AsyncConnection) -> tuple[int, int]:
