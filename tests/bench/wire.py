@@ -38,10 +38,11 @@ def _string(text: str) -> bytes:
     return len(data).to_bytes(2, "big") + data
 
 
-def connect(client_id: str, keepalive: int = 600, *, clean: bool = True) -> bytes:
-    """CONNECT, 3.1: no will, no user name; `keepalive` in seconds."""
-    flags = b"\x02" if clean else b"\x00"
-    body = b"\x00\x04MQTT\x04" + flags + keepalive.to_bytes(2, "big") + _string(client_id)
+def connect(client_id: str, keepalive: int = 600, *, clean: bool = True, user: tuple[str, str] | None = None) -> bytes:
+    """CONNECT, 3.1: no will; `keepalive` in seconds, `user` a name and a password."""
+    flags = (0x02 if clean else 0) | (0xC0 if user else 0)
+    body = b"\x00\x04MQTT\x04" + bytes((flags,)) + keepalive.to_bytes(2, "big") + _string(client_id)
+    body += b"".join(_string(text) for text in user or ())
     return b"\x10" + _length(len(body)) + body
 
 

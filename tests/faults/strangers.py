@@ -48,6 +48,13 @@ class Stranger:
             assert data, "the connection was closed"
             self._rest += data
 
+    def first(self, size: int) -> bytes:
+        """The first bytes that come, whatever they say; fewer if the other side closes."""
+        while len(self._rest) < size and (data := self._socket.recv(65_536)):
+            self._rest += data
+        found, self._rest = self._rest[:size], self._rest[size:]
+        return found
+
     def readable(self) -> bool:
         """Whether something has come that is not read yet."""
         return bool(self._rest or select.select([self._socket], [], [], 0.0)[0])

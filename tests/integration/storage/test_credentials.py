@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -80,8 +81,8 @@ async def test_a_refresh_brings_nothing_back_that_is_taken_back_meanwhile(
     read = database.read
 
     async def and_then(device_id: str, *, done: bool) -> None:
-        async def slow(fn: object) -> object:
-            found = await read(fn)  # type: ignore[arg-type]  # passed on as it is
+        async def slow(fn: Any) -> Any:
+            found = await read(fn)
             with copy.changing(device_id):
                 await copy.forget(device_id)
                 if not done:
