@@ -25,7 +25,7 @@ help:
 	@echo "make test    run the tests, $(JOBS) at a time (ARGS='-k writer -x' goes to pytest; JOBS=0 for one process)"
 	@echo "make check   lint, formatting, types, imports, Dockerfile, compose file"
 	@echo "make format  sort imports and format the code"
-	@echo "make bench   measure against Mosquitto (ARGS=--quick for a short run; ARGS=devices: the list of a million)"
+	@echo "make bench   measure against Mosquitto (ARGS=--quick for a short run; ARGS=\"devices sent\": lists of a million)"
 	@echo "make torture try to break the promises, for an hour; ends with a table (MINUTES=20 for less)"
 	@echo "make soak    ten thousand devices for ten minutes: is memory flat? (ARGS='--seconds 60' for less)"
 	@echo "make lock    make the lock files anew from pyproject.toml (ARGS=--upgrade for newer versions)"

@@ -25,9 +25,16 @@ def commands(
 ) -> None:
     """List commands, the newest first."""
     wanted = {"device": device, "status": status, "rollout": rollout, "limit": limit}
+    given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    found: list[dict[str, Any]] = []
     with connect() as api:
-        given = {name: value for name, value in wanted.items() if value is not None}
-        found = api.get("/api/v1/commands", given)["commands"]
+        while len(found) < limit:
+            page = api.get("/api/v1/commands", given)
+            found += page["commands"]
+            given["before"] = page["next"]
+            if page["next"] is None:
+                break
+    del found[limit:]
     rows = [
         (
             terminal.local(command["created_at"], DATE),

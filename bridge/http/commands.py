@@ -47,13 +47,16 @@ def routes(context: Context) -> APIRouter:
         before: Annotated[str | None, Query(max_length=120, pattern=CURSOR)] = None,
     ) -> models.CommandPage:
         """Commands, the newest first: all, or of a device, in a status, of a rollout. `before` is the `next` of the
-        page before."""
+        page before, null at the end. Where few of a device's very many match, a page may hold fewer than `limit`, or
+        none, and still have a `next`."""
         wanted = stored.Wanted(device, status, rollout)
         found = await context.database.read(
             lambda connection: stored.list_commands(connection, wanted, limit, cursor(before))
         )
-        following = next_cursor(found[-1].created_at, found[-1].command_id) if len(found) == limit else None
-        return models.CommandPage(commands=[models.CommandView.of(command) for command in found], next=following)
+        following = None if found.next is None else next_cursor(*found.next)
+        return models.CommandPage(
+            commands=[models.CommandView.of(command) for command in found.commands], next=following
+        )
 
     @api.post("/commands/{command_id}/cancel")
     async def cancel(command_id: CommandId, request: Request) -> models.CommandView:

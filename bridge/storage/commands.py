@@ -7,12 +7,13 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Row, Update, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Update, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.commands import Command, CommandResponse, CommandStatus
 from bridge.storage.deadletters import storable
+from bridge.storage.keyset import Keyset
 from bridge.storage.tables import command_events as events
 from bridge.storage.tables import commands
 
@@ -80,6 +81,8 @@ _STORED_AND_SENT: Final = insert(events).values(
 )
 
 _LAST_SEQ: Final = select(func.coalesce(func.max(events.c.seq), 0)).where(events.c.command_id == bindparam("id"))
+
+_NEWEST: Final = Keyset((commands.c.created_at, commands.c.command_id), descending=True)
 
 
 class CommandEvent(NamedTuple):
@@ -197,20 +200,37 @@ class Wanted(NamedTuple):
     rollout_id: str | None = None
 
 
+class Page(NamedTuple):
+    """Commands, the newest first; `next` is the place where the following page begins, None at the end."""
+
+    commands: list[Command]
+    next: tuple[float, str] | None
+
+
 async def list_commands(
     connection: AsyncConnection, wanted: Wanted, limit: int, before: tuple[float, str] | None = None
-) -> list[Command]:
-    """Commands, the newest first. `before` is the `created_at` and `command_id` of the last one of the page before."""
-    query = select(*_COLUMNS).order_by(commands.c.created_at.desc(), commands.c.command_id.desc()).limit(limit)
-    for column, value in zip((commands.c.device_id, commands.c.status, commands.c.rollout_id), wanted, strict=True):
-        if value is not None:
-            query = query.where(column == value)
+) -> Page:
+    """The page that follows `before`, the first one without."""
+    given = ((commands.c.rollout_id, wanted.rollout_id), (commands.c.status, wanted.status))
+    others = [(column, value) for column, value in given if value is not None]
+    along = [column == value for column, value in others]
+    beside: list[ColumnElement[bool]] = []
+    if wanted.device_id is not None:
+        # Not the bare columns: their indexes would lead away from the device's.
+        beside = [func.coalesce(column, "") == value for column, value in others]
+        along = [commands.c.device_id == wanted.device_id]
     if before is not None:
-        at, command_id = before
-        query = query.where(
-            commands.c.created_at <= at, or_(commands.c.created_at < at, commands.c.command_id < command_id)
-        )
-    return [_command(row) for row in await connection.execute(query)]
+        along.append(_NEWEST.after(before))
+    end: tuple[Any, ...] | None = None
+    if beside:
+        end = await _NEWEST.border(connection, commands, along)
+        if end is not None:
+            along.append(_NEWEST.until(end))
+    query = select(*_COLUMNS).where(*along, *beside).order_by(*_NEWEST.clauses()).limit(limit)
+    found = [_command(row) for row in await connection.execute(query)]
+    if len(found) == limit:
+        end = found[-1].created_at, found[-1].command_id
+    return Page(found, end)
 
 
 async def open_commands(connection: AsyncConnection) -> list[Command]:

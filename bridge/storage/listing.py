@@ -1,26 +1,19 @@
-"""Pages of devices that are found in the same time among a thousand and among a million.
-
-A page is read along one index, from where the page before ended. What that index does not answer is looked at row by
-row, at most SCANNED of them: then the page ends there, with as many devices as were found, and says where to go on.
-"""
+"""Pages of devices (see keyset)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Double, Text, exists, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Text, exists, func, literal
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.errors import RefusedError
 from bridge.registry import Entry
 from bridge.storage.devices import DeviceSnapshot, snapshot_of, snapshots
+from bridge.storage.keyset import Keyset
 from bridge.storage.registry import describe
 from bridge.storage.tables import device_tags, devices
 
-SCANNED: Final = 500
-"""Rows that are looked at for one page beyond what an index answers: each may be a page of the file that is not in
-memory."""
 MAX_NAME: Final = 200
 
 Sort = Literal["id", "-id", "last_seen", "-last_seen"]
@@ -47,34 +40,23 @@ class Page(NamedTuple):
 async def list_page(connection: AsyncConnection, wanted: Wanted, sort: Sort, after: str, limit: int) -> Page:
     """The page that follows `after` (empty: the first one). Raises RefusedError: `bad_cursor`."""
     by_time = sort.endswith("last_seen")
-    descending = sort.startswith("-")
     tagged = wanted.tag is not None and not by_time
     device_id = device_tags.c.device_id if tagged else devices.c.device_id
-    keys: list[ColumnElement[Any]] = [devices.c.last_seen, device_id] if by_time else [device_id]
+    order = Keyset((devices.c.last_seen, device_id) if by_time else (device_id,), sort.startswith("-"))
     along, beside = _conditions(wanted, by_time, connection.dialect.name)
     if after:
-        along.append(_compare(keys, _cursor(after, by_time), "<" if descending else ">"))
-    order = [key.desc() if descending else key.asc() for key in keys]
+        along.append(order.after(_cursor(after, by_time)))
 
-    end: list[Any] | None = None
+    end: tuple[Any, ...] | None = None
     if beside:
-        border = (
-            select(*keys)
-            .select_from(device_tags if tagged else devices)
-            .where(*along)
-            .order_by(*order)
-            .offset(SCANNED - 1)
-            .limit(1)
-        )
-        row = (await connection.execute(border)).one_or_none()
-        if row is not None:
-            end = list(row)
-            along.append(_compare(keys, end, ">=" if descending else "<="))
-    query = snapshots().select_from(_source(tagged)).where(*along, *beside).order_by(*order).limit(limit)
+        end = await order.border(connection, device_tags if tagged else devices, along)
+        if end is not None:
+            along.append(order.until(end))
+    query = snapshots().select_from(_source(tagged)).where(*along, *beside).order_by(*order.clauses()).limit(limit)
     found = [snapshot_of(row) for row in await connection.execute(query)]
     known = await describe(connection, [device.device_id for device in found]) if found else {}
     if len(found) == limit:
-        end = [found[-1].last_seen, found[-1].device_id] if by_time else [found[-1].device_id]
+        end = (found[-1].last_seen, found[-1].device_id) if by_time else (found[-1].device_id,)
     listed = [
         (device, known.get(device.device_id) or Entry(device.device_id, device.profile, (), {})) for device in found
     ]
@@ -129,13 +111,6 @@ def _conditions(
             | name.icontains(wanted.search, autoescape=True)
         )
     return along, beside
-
-
-def _compare(keys: Sequence[ColumnElement[Any]], values: Sequence[Any], operator: str) -> ColumnElement[bool]:
-    literals = [literal(value, Text() if isinstance(value, str) else Double()) for value in values]
-    if len(keys) == 1:
-        return keys[0].op(operator, is_comparison=True)(literals[0])
-    return tuple_(*keys).op(operator, is_comparison=True)(tuple_(*literals))
 
 
 def _cursor(after: str, by_time: bool) -> list[Any]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, Select, func, insert, or_, select, update
+from sqlalchemy import Row, Select, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.commands import CommandStatus
 from bridge.registry import Admission
 from bridge.rollout import FAILURES, Order, Rollout, RolloutStatus, Target
 from bridge.storage.deadletters import storable
+from bridge.storage.keyset import Keyset
 from bridge.storage.tables import commands, device_tags, devices, rollouts
 
 _UNFINISHED: Final = tuple(status.value for status in CommandStatus if not status.final)
 _FAILED: Final = tuple(status.value for status in FAILURES)
 
 _orders: Final = msgspec.json.Decoder(Order)
+
+_NEWEST: Final = Keyset((rollouts.c.created_at, rollouts.c.rollout_id), descending=True)
 
 
 # ---------------------------------------------------------------------- who
@@ -76,12 +79,9 @@ async def list_rollouts(
     connection: AsyncConnection, limit: int, before: tuple[float, str] | None = None
 ) -> list[Rollout]:
     """Rollouts, the newest first. `before` is the `created_at` and `rollout_id` of the last one of the page before."""
-    query = select(rollouts).order_by(rollouts.c.created_at.desc(), rollouts.c.rollout_id.desc()).limit(limit)
+    query = select(rollouts).order_by(*_NEWEST.clauses()).limit(limit)
     if before is not None:
-        at, rollout_id = before
-        query = query.where(
-            or_(rollouts.c.created_at < at, (rollouts.c.created_at == at) & (rollouts.c.rollout_id < rollout_id))
-        )
+        query = query.where(_NEWEST.after(before))
     return [_rollout(row) for row in await connection.execute(query)]
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Row, delete, func, insert, or_, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.schedule import Schedule, ScheduleStatus, When
 from bridge.storage.deadletters import storable
+from bridge.storage.keyset import Keyset
 from bridge.storage.rollouts import order_text, stored_order
 from bridge.storage.tables import schedule_runs, schedules
 
 MAX_RUNS: Final = 100
 """Runs of a schedule that are remembered."""
+
+_NEWEST: Final = Keyset((schedules.c.created_at, schedules.c.schedule_id), descending=True)
 
 
 class Run(NamedTuple):
@@ -60,15 +63,9 @@ async def list_schedules(
     connection: AsyncConnection, limit: int, before: tuple[float, str] | None = None
 ) -> list[Schedule]:
     """Schedules, the newest first. `before`: the `created_at` and `schedule_id` of the last one of the page before."""
-    query = select(schedules).order_by(schedules.c.created_at.desc(), schedules.c.schedule_id.desc()).limit(limit)
+    query = select(schedules).order_by(*_NEWEST.clauses()).limit(limit)
     if before is not None:
-        at, schedule_id = before
-        query = query.where(
-            or_(
-                schedules.c.created_at < at,
-                (schedules.c.created_at == at) & (schedules.c.schedule_id < schedule_id),
-            )
-        )
+        query = query.where(_NEWEST.after(before))
     return [_schedule(row) for row in await connection.execute(query)]
 
 

@@ -188,6 +188,8 @@ agent_states: Final = Table(
     Index("agent_states_due", "due", sqlite_where=text("due IS NOT NULL"), postgresql_where=text("due IS NOT NULL")),
 )
 
+IN_ROLLOUT: Final = text("rollout_id IS NOT NULL")
+
 commands: Final = Table(
     "commands",
     metadata,
@@ -210,9 +212,18 @@ commands: Final = Table(
     Column("rollout_id", Text),
     UniqueConstraint("device_id", "key"),
     Index("commands_status_expires_at", "status", "expires_at"),
-    Index("commands_device_id_created_at", "device_id", "created_at"),
-    Index("commands_created_at", "created_at"),
-    Index("commands_rollout_id_status", "rollout_id", "status"),
+    # The lists of commands are read along these, the newest first.
+    Index("commands_created_at_command_id", "created_at", "command_id"),
+    Index("commands_device_id_created_at_command_id", "device_id", "created_at", "command_id"),
+    Index("commands_status_created_at_command_id", "status", "created_at", "command_id"),
+    # A command on its own costs nothing here.
+    *(
+        Index(f"commands_{'_'.join(names)}", *names, sqlite_where=IN_ROLLOUT, postgresql_where=IN_ROLLOUT)
+        for names in (
+            ("rollout_id", "created_at", "command_id"),
+            ("rollout_id", "status", "created_at", "command_id"),
+        )
+    ),
 )
 
 rollouts: Final = Table(

@@ -7,30 +7,19 @@ filled database stays there, and is used again by the next run.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import http.client
-import json
+import itertools
 import random
 import sqlite3
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-from urllib.parse import urlencode
+from typing import Any, Final
 
-from bridge.storage import migrate
-from tests.bench.clients import HOST
+from tests.bench.pages import Figures, Pages, filled, report
 from tests.bench.servers import Bridge
-from tests.bench.table import Goal, Row
+from tests.bench.table import Row
 
 DEVICES: Final = 1_000_000
-GOAL_MS: Final = 50.0
-PAGES: Final = 100
-"""Pages that are asked for from the first one on, and as many from places all over the list."""
-LIMIT: Final = 100
 FIRST_SEEN: Final = 1_700_000_000.0
 AGE: Final = 1_000_000.0
 """Seconds over which the devices were last seen."""
@@ -60,21 +49,9 @@ FILTERS: Final[dict[str, dict[str, str]]] = {
 SORTS: Final = ("id", "-id", "last_seen", "-last_seen")
 
 
-class Figures(NamedTuple):
-    """What one question took, in milliseconds, and how many devices its pages held."""
-
-    name: str
-    pages: int
-    devices: int
-    p50: float
-    p99: float
-    worst: float
-
-
-def fill(path: Path, count: int) -> None:
+def fill(database: sqlite3.Connection, count: int) -> None:
     """Devices with statuses, profiles, tags and names as a fleet has them, stored in no order, like those that
     registered one by one over the years."""
-    asyncio.run(migrate.upgrade(f"sqlite+aiosqlite:///{path}"))
     dice = random.Random(7)
     numbers = list(range(count))
     dice.shuffle(numbers)
@@ -98,16 +75,9 @@ def fill(path: Path, count: int) -> None:
             if number % 50_000 == 7:
                 yield f"device-{number:07}", "rare"
 
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-        # Nothing of this must survive a crash, and all the indexes fit into the cache while they grow.
-        for pragma in ("synchronous = OFF", "cache_size = -1048576", "locking_mode = EXCLUSIVE"):
-            database.execute(f"PRAGMA {pragma}")
-        database.execute("BEGIN")
-        columns = "device_id, profile, first_seen, last_seen, messages, status, state, metadata"
-        database.executemany(f"INSERT INTO devices ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows())
-        database.executemany("INSERT INTO device_tags (device_id, tag) VALUES (?, ?)", tags())
-        database.execute("COMMIT")
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    columns = "device_id, profile, first_seen, last_seen, messages, status, state, metadata"
+    database.executemany(f"INSERT INTO devices ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows())
+    database.executemany("INSERT INTO device_tags (device_id, tag) VALUES (?, ?)", tags())
 
 
 def come_online(path: Path) -> None:
@@ -118,81 +88,23 @@ def come_online(path: Path) -> None:
         database.execute("UPDATE devices SET status = 'silent' WHERE rowid % 10000 = 2")
 
 
-class Pages:
-    """Asks a bridge for pages of devices over one connection."""
-
-    def __init__(self, port: int, count: int) -> None:
-        self._connection = http.client.HTTPConnection(HOST, port, timeout=60)
-        self._count = count
-        self._dice = random.Random(11)
-
-    def ask(self, question: dict[str, str]) -> tuple[float, dict[str, Any]]:
-        """Milliseconds from the request to the last byte of the answer, and the answer."""
-        path = f"/api/v1/devices?{urlencode(question)}"
-        began = time.perf_counter()
-        self._connection.request("GET", path)
-        answer = self._connection.getresponse()
-        body = answer.read()
-        took = (time.perf_counter() - began) * 1000
-        if answer.status != 200:
-            raise RuntimeError(f"{path}: {answer.status} {body[:500]!r}")
-        return took, json.loads(body)
-
-    def somewhere(self, sort: str) -> str:
-        """A cursor anywhere in the list."""
-        device_id = f"device-{self._dice.randrange(self._count):07}"
-        return device_id if sort.endswith("id") else f"{FIRST_SEEN + self._dice.random() * AGE!r}~{device_id}"
-
-    def measure(self, name: str, wanted: dict[str, str], sort: str) -> Figures:
-        """Page after page from the first one on, then pages from all over the list."""
-        question = {**wanted, "sort": sort, "limit": str(LIMIT)}
-        times, found, after = [], 0, ""
-        for number in range(2 * PAGES):
-            if number >= PAGES:
-                after = self.somewhere(sort)
-            took, page = self.ask(question | ({"after": after} if after else {}))
-            times.append(took)
-            found += len(page["devices"])
-            after = page["next"] or ""
-        times.sort()
-        return Figures(name, len(times), found, times[len(times) // 2], times[int(len(times) * 0.99) - 1], times[-1])
-
-
-def table(all_figures: list[Figures]) -> str:
-    """The figures in Markdown."""
-    lines = ["| devices by | pages | devices | p50 ms | p99 ms | worst ms |", "|---|--:|--:|--:|--:|--:|"]
-    lines += [
-        f"| {one.name} | {one.pages} | {one.devices:,} | {one.p50:.1f} | {one.p99:.1f} | {one.worst:.1f} |"
-        for one in all_figures
-    ]
-    return "\n".join(lines)
-
-
 def pages_of_devices(count: int = DEVICES, data: Path | None = None) -> list[Row]:
     """Fill a database unless `data` has one, start a bridge on it, ask every question in every order, and print a
     table; the row is the slowest question's."""
-    with contextlib.ExitStack() as stack:
-        folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-devices-")))
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "bridge.db").exists():
-            began = time.monotonic()
-            fill(folder / "filling.db", count)
-            (folder / "filling.db").rename(folder / "bridge.db")
-            print(f"{count:,} devices filled in {time.monotonic() - began:.0f} s", file=sys.stderr)
-        with Bridge(folder) as bridge:
-            come_online(folder / "bridge.db")
-            pages = Pages(bridge.http_port, count)
-            for _ in range(PAGES):
-                pages.ask({})  # a bridge that has just started is not what is measured
-            figures = [
-                pages.measure(f"{name}; {sort}", wanted, sort) for name, wanted in FILTERS.items() for sort in SORTS
-            ]
-    print(f"{count:,} devices on SQLite, pages of {LIMIT} over HTTP\n\n{table(figures)}\n")
-    slowest = max(figures, key=lambda one: one.p99)
-    row = Row(f"a page of {count:,} devices, the slowest of {len(figures)} questions: p99", "ms", Goal(GOAL_MS))
-    row.bridge.append(slowest.p99)
-    row.notes.add(f"slowest by {slowest.name}")
-    return [row]
+    dice = random.Random(11)
+    figures: list[Figures] = []
+    with filled(data, lambda database: fill(database, count)) as folder, Bridge(folder) as bridge:
+        come_online(folder / "bridge.db")
+        pages = Pages(bridge.http_port, "devices", "after")
+        pages.warm_up()
+        for (name, wanted), sort in itertools.product(FILTERS.items(), SORTS):
+
+            def somewhere(by_time: bool = sort.endswith("last_seen")) -> str:
+                device_id = f"device-{dice.randrange(count):07}"
+                return f"{FIRST_SEEN + dice.random() * AGE!r}~{device_id}" if by_time else device_id
+
+            figures.append(pages.measure(f"{name}; {sort}", {**wanted, "sort": sort}, somewhere))
+    return report(f"{count:,} devices", figures)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "names",
         nargs="*",
         choices=[*SCENARIOS, []],
-        help="which benchmarks; if none is named, all but those that take minutes: devices",
+        help=f"which benchmarks; if none is named, all but {' and '.join(sorted(ONLY_WHEN_NAMED))}, which take minutes",
     )
     parser.add_argument(
         "--json", type=Path, default=Path("bench.json"), help="write all runs to this file (bench.json)"

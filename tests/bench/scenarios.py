@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.bench.devices import pages_of_devices
+from tests.bench.sent import pages_of_commands
 from tests.bench.servers import Acker, Bridge, Mosquitto, Server
 from tests.bench.table import Goal, Row
 
@@ -301,6 +302,11 @@ def devices(bench: Bench) -> list[Row]:
     return pages_of_devices(1_000_000 if bench.rounds > 1 else 20_000)
 
 
+def sent(bench: Bench) -> list[Row]:
+    """The same of commands."""
+    return pages_of_commands(1_000_000 if bench.rounds > 1 else 20_000)
+
+
 SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "ceiling": ceiling,
     "bursts": bursts,
@@ -315,6 +321,7 @@ SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "agents": module("agents"),
     "sinks": module("sinks"),
     "devices": devices,
+    "sent": sent,
 }
-ONLY_WHEN_NAMED = frozenset({"devices"})
+ONLY_WHEN_NAMED = frozenset({"devices", "sent"})
 """They take minutes."""

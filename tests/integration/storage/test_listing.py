@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Any
+from functools import partial
 
 import pytest
-from sqlalchemy import event, insert
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.errors import RefusedError
-from bridge.storage import listing
+from bridge.storage import keyset
 from bridge.storage.database import Database
 from bridge.storage.listing import Sort, Wanted, list_page
 from bridge.storage.tables import device_tags, devices
+from tests.integration.storage.plans import plans
 
 COUNT = 24
 FLEET = [
@@ -79,7 +80,7 @@ async def test_every_page_of_every_question(database: Database, monkeypatch: pyt
             (None, "online"), (None, "freezer"), (None, "north"), (None, "d-01"), (None, "9%")
         )
     ]
-    monkeypatch.setattr(listing, "SCANNED", 6)
+    monkeypatch.setattr(keyset, "SCANNED", 6)
     sorts: tuple[Sort, ...] = ("id", "-id", "last_seen", "-last_seen")
     for number, wanted in enumerate(questions):
         for sort in (sorts[number % 2], sorts[2 + number % 2]):
@@ -99,7 +100,8 @@ async def test_no_question_is_answered_by_sorting_or_by_a_table(database: Databa
     sorts: tuple[Sort, ...] = ("id", "-last_seen")
     for (*values, deep), sort in itertools.product(questions, sorts):
         after = ("3.0~d-009" if sort.endswith("last_seen") else "d-009") if deep else ""
-        for plan in await plans(database, Wanted(*values), sort, after):
+        page = partial(list_page, wanted=Wanted(*values), sort=sort, after=after, limit=5)
+        for plan in await plans(database, page):
             asked += 1
             for step in plan:
                 assert "TEMP B-TREE" not in step, (values, sort, plan)
@@ -107,26 +109,6 @@ async def test_no_question_is_answered_by_sorting_or_by_a_table(database: Databa
                     assert "INDEX" in step, (values, sort, plan)
                     assert not deep, (values, sort, plan)
     assert asked > 250
-
-
-async def plans(database: Database, wanted: Wanted, sort: Sort, after: str) -> list[list[str]]:
-    """How SQLite answers each of the statements that a page is made of."""
-
-    async def explain(connection: AsyncConnection) -> list[list[str]]:
-        statements: list[tuple[str, Any]] = []
-
-        def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-            statements.append((statement, parameters))
-
-        event.listen(connection.sync_connection, "before_cursor_execute", note)
-        await list_page(connection, wanted, sort, after, 5)
-        event.remove(connection.sync_connection, "before_cursor_execute", note)
-        return [
-            [row.detail for row in await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-            for statement, parameters in statements
-        ]
-
-    return await database.read(explain)
 
 
 async def test_a_page_tells_what_the_registry_says(database: Database) -> None:
