@@ -46,9 +46,12 @@ def snapshots() -> Select[Any]:
     )
 
 
+_WIDTH: Final = len(snapshots().selected_columns)
+
+
 def snapshot_of(row: Row[*tuple[Any, ...]]) -> DeviceSnapshot:
-    """The device in a row of `snapshots`."""
-    snapshot = DeviceSnapshot(**row._mapping)
+    """The device in a row of `snapshots`, which may have more columns behind."""
+    snapshot = DeviceSnapshot(*row[:_WIDTH])
     snapshot.state = snapshot.state or ""
     return snapshot
 

@@ -11,7 +11,7 @@ from bridge.errors import RefusedError
 from bridge.registry import Entry
 from bridge.storage.devices import DeviceSnapshot, snapshot_of, snapshots
 from bridge.storage.keyset import Keyset
-from bridge.storage.registry import describe
+from bridge.storage.registry import entry_of, tags_of
 from bridge.storage.tables import device_tags, devices
 
 MAX_NAME: Final = 200
@@ -52,14 +52,12 @@ async def list_page(connection: AsyncConnection, wanted: Wanted, sort: Sort, aft
         end = await order.border(connection, device_tags if tagged else devices, along)
         if end is not None:
             along.append(order.until(end))
-    query = snapshots().select_from(_source(tagged)).where(*along, *beside).order_by(*order.clauses()).limit(limit)
-    found = [snapshot_of(row) for row in await connection.execute(query)]
-    known = await describe(connection, [device.device_id for device in found]) if found else {}
-    if len(found) == limit:
-        end = (found[-1].last_seen, found[-1].device_id) if by_time else (found[-1].device_id,)
-    listed = [
-        (device, known.get(device.device_id) or Entry(device.device_id, device.profile, (), {})) for device in found
-    ]
+    query = snapshots().add_columns(devices.c.metadata).select_from(_source(tagged)).where(*along, *beside)
+    rows = list(await connection.execute(query.order_by(*order.clauses()).limit(limit)))
+    tags = await tags_of(connection, [row.device_id for row in rows]) if rows else {}
+    listed = [(snapshot_of(row), entry_of(row.device_id, row.profile, row.metadata, tags)) for row in rows]
+    if len(rows) == limit:
+        end = (rows[-1].last_seen, rows[-1].device_id) if by_time else (rows[-1].device_id,)
     return Page(
         listed, None if end is None else "~".join(part if isinstance(part, str) else repr(part) for part in end)
     )

@@ -106,25 +106,27 @@ def _columns() -> Select[Any]:
 
 async def _entries(connection: AsyncConnection, query: Select[Any], parameters: dict[str, Any]) -> dict[str, Entry]:
     rows = list(await connection.execute(query, parameters))
-    ids = {"ids": msgspec.json.encode([row.device_id for row in rows]).decode()}
-    tagged = await connection.execute(
+    tags = await tags_of(connection, [row.device_id for row in rows])
+    return {row.device_id: entry_of(*row, tags) for row in rows}
+
+
+async def tags_of(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, list[str]]:
+    """The tags of those of some devices that have any, in order."""
+    found = await connection.execute(
         select(device_tags)
         .where(device_tags.c.device_id.in_(among(connection.dialect.name)))
         .order_by(device_tags.c.device_id, device_tags.c.tag),
-        ids,
+        {"ids": msgspec.json.encode(ids).decode()},
     )
     tags: dict[str, list[str]] = {}
-    for device_id, tag in tagged:
+    for device_id, tag in found:
         tags.setdefault(device_id, []).append(tag)
-    return {
-        row.device_id: Entry(
-            row.device_id,
-            row.profile,
-            tuple(tags.get(row.device_id, ())),
-            msgspec.json.decode(row.metadata or "{}"),
-        )
-        for row in rows
-    }
+    return tags
+
+
+def entry_of(device_id: str, profile: str, metadata: str | None, tags: Mapping[str, Sequence[str]]) -> Entry:
+    """What the registry says of a device, from its row and the tags of some devices."""
+    return Entry(device_id, profile, tuple(tags.get(device_id, ())), msgspec.json.decode(metadata or "{}"))
 
 
 async def ids_with_tag(connection: AsyncConnection, tag: str, limit: int, after: str = "") -> list[str]:
