@@ -107,7 +107,7 @@ def _columns() -> Select[Any]:
 async def _entries(connection: AsyncConnection, query: Select[Any], parameters: dict[str, Any]) -> dict[str, Entry]:
     rows = list(await connection.execute(query, parameters))
     tags = await tags_of(connection, [row.device_id for row in rows])
-    return {row.device_id: entry_of(*row, tags) for row in rows}
+    return {row.device_id: entry_of(row.device_id, row.profile, row.metadata, tags) for row in rows}
 
 
 async def tags_of(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, list[str]]:
