@@ -24,6 +24,7 @@ from bridge.sinks.sink import Sink, SinkRefusedError, SinkUnavailableError
 from bridge.storage import committed
 from bridge.storage.committed import Record, Source
 from bridge.storage.database import Database
+from bridge.storage.retries import retried
 
 log = structlog.get_logger(__name__)
 
@@ -195,13 +196,8 @@ class Feeder:
 
     async def _deliver(self, records: Sequence[Record]) -> None:
         """Deliver records, however long it takes; what the sink refuses is passed over, alone."""
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type((SinkUnavailableError, CircuitOpenError)),
-            wait=_pause,
-            before_sleep=self._again,
-        )
         try:
-            await retrying(self._attempt, records)
+            await retried(lambda: self._attempt(records), self._policy)
         except SinkRefusedError as error:
             if len(records) > 1:
                 middle = len(records) // 2
@@ -213,6 +209,13 @@ class Feeder:
             return
         self.trouble = None
         self.delivered += len(records)
+
+    def _policy(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type((SinkUnavailableError, CircuitOpenError)),
+            wait=_pause,
+            before_sleep=self._again,
+        )
 
     async def _attempt(self, records: Sequence[Record]) -> None:
         with self.breaker.call():

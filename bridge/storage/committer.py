@@ -17,6 +17,7 @@ from bridge.storage.database import backoff
 from bridge.storage.diversion import Diversion
 from bridge.storage.forwarding import Forwarding
 from bridge.storage.lane import Lane, Lanes
+from bridge.storage.retries import retried
 from bridge.storage.stats import WriterStats
 from bridge.tracing import Tracing
 
@@ -217,11 +218,13 @@ class Committer:
             if diversion is not None:
                 diversion.begin(str(_error_of(state)))
 
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(StorageUnavailableError), wait=_pause, before_sleep=failed
-        )
+        def policy() -> AsyncRetrying:
+            return AsyncRetrying(
+                retry=retry_if_exception_type(StorageUnavailableError), wait=_pause, before_sleep=failed
+            )
+
         try:
-            return await retrying(self._attempt, commit, batch, lane)
+            return await retried(lambda: self._attempt(commit, batch, lane), policy)
         finally:
             if slow is not None:
                 slow.cancel()

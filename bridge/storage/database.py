@@ -13,12 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
 from sqlalchemy.pool import QueuePool
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
+from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from bridge.breaker import Breaker
 from bridge.errors import CircuitOpenError, StartError, StorageUnavailableError
@@ -26,6 +21,7 @@ from bridge.storage import direct, engine
 from bridge.storage.direct import DirectConnection, Visits
 from bridge.storage.faults import is_driver_error, is_retriable, wrap, wrap_at_start
 from bridge.storage.lock import FileLock, HeldError
+from bridge.storage.retries import retried
 
 T = TypeVar("T")
 
@@ -304,13 +300,17 @@ class Database:
     async def _retrying(
         self, attempt: Callable[[Callable[[], Awaitable[T]]], Awaitable[T]], once: Callable[[], Awaitable[T]]
     ) -> T:
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(_worth_a_retry),
-            wait=backoff,
-            stop=stop_after_delay(RETRY_FOR),
-            reraise=True,
-        )
-        return await retrying(attempt, once)
+        began = time.monotonic()
+
+        def policy() -> AsyncRetrying:
+            return AsyncRetrying(
+                retry=retry_if_exception(_worth_a_retry),
+                wait=backoff,
+                stop=lambda _state: time.monotonic() - began >= RETRY_FOR,
+                reraise=True,
+            )
+
+        return await retried(lambda: attempt(once), policy)
 
     async def _connect_writer(self) -> AsyncConnection:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -378,3 +379,27 @@ async def test_an_owner_that_raises_costs_nobody_else_a_receipt(writer: Writer, 
     await committed(writer)
     assert good.outcome is Outcome.COMMITTED
     assert not writer.task.done()
+
+
+async def test_commits_and_reads_leave_nothing_to_the_garbage_collector(
+    database: Database, writer: Writer, ledger: Ledger
+) -> None:
+    """Cycles are found by nobody but the collector, which stops the event loop meanwhile. SQLAlchemy leaves a few on
+    PostgreSQL."""
+
+    async def one(number: int) -> None:
+        add(writer, number, Receipt(ledger, qos=1))
+        await writer.submit(nothing)
+        await writer.barrier()
+        await database.look_up(nothing)
+        await database.read(nothing)
+
+    await one(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(1, 51):
+            await one(number)
+        assert gc.collect() < 500
+    finally:
+        gc.enable()
