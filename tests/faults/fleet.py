@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from bisect import bisect_right
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -112,7 +113,8 @@ class Fleet:
 
         def first() -> float | None:
             self.acknowledged()
-            return next((at for at in self._times if at > moment), None) if self._times[-1:] > [moment] else None
+            after = bisect_right(self._times, moment)
+            return self._times[after] if after < len(self._times) else None
 
         found = until(first, "an acknowledgement", timeout)
         assert found is not None

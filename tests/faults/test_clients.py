@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack, nullcontext
 
 import psutil
+import pytest
 
 from tests.acceptance.process import STOP_WITHIN, BridgeProcess
 from tests.bench import wire
@@ -16,6 +17,8 @@ from tests.faults.fleet import now
 from tests.faults.strangers import Stranger
 from tests.faults.torture import Torture
 from tests.waiting import until
+
+pytestmark = pytest.mark.weight(0.6)
 
 SILENT = 1_000
 CONNECT_TIMEOUT = 3

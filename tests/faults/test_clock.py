@@ -35,6 +35,7 @@ class Clock:
             file.write(struct.pack("d", offset))
 
 
+@pytest.mark.weight(0.5)
 @pytest.mark.parametrize("step", [HOUR, DAY, -HOUR, -DAY], ids=["hour", "day", "hour back", "day back"])
 def test_the_clock_is_set(make_victim: MakeVictim, torture: Torture, tmp_path: Path, step: float) -> None:
     row = torture.row(f"clock set by {step / HOUR:+g} h and back")

@@ -20,7 +20,7 @@ SESSIONS = 10_000
 READY_WITHIN = 5.0
 
 
-@pytest.mark.weight(2)
+@pytest.mark.weight(5)
 @pytest.mark.parametrize("part", [1, 2])
 def test_kill_9_at_random_moments(make_victim: MakeVictim, kind: str, part: int, torture: Torture) -> None:
     row = torture.row(f"kill -9 under load, {kind}, part {part}")

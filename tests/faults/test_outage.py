@@ -34,7 +34,7 @@ ANSWER_WITHIN = 5.0
 
 
 @pytest.mark.postgres
-@pytest.mark.weight(4)
+@pytest.mark.weight(3)
 def test_a_long_outage(make_victim: MakeVictim, postgres: Postgres, torture: Torture) -> None:
     seconds = torture.pick(15, max(15, min(300, torture.seconds_left / 2)))  # and as long again to drain
     row = torture.row(f"PostgreSQL away for {seconds:.0f} s at {RATE:,}/s")
@@ -68,6 +68,7 @@ def test_a_long_outage(make_victim: MakeVictim, postgres: Postgres, torture: Tor
         assert fleet.longest_silence() < ANSWER_WITHIN, "a device has noticed"
 
 
+@pytest.mark.weight(0.3)
 def test_who_needs_the_database_is_told_in_time(
     make_victim: MakeVictim, kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -219,6 +220,7 @@ def refused_in_time(victim: Victim) -> None:
 
 
 @pytest.mark.postgres
+@pytest.mark.weight(0.3)
 def test_the_end_of_a_start(make_victim: MakeVictim, postgres: Postgres) -> None:
     """A bridge that waits for its database ends when it is told to. The first start does not wait; where readings
     cannot be stored without the profile of their device, nobody is let in meanwhile."""

@@ -122,7 +122,7 @@ def again_and_again(blow: Callable[[], object]) -> Iterator[None]:
 
 
 SERVER: dict[str, tuple[Fault, tuple[float, ...]]] = {
-    "stopped": (stopped, (1, 10, 60)),
+    "stopped": (stopped, (60, 1, 10)),
     "killed": (killed, (2,)),
     "paused (SIGSTOP)": (paused, (10,)),
     "sessions ended": (sessions_ended, (5,)),
@@ -133,12 +133,17 @@ NETWORK: dict[str, tuple[Fault, tuple[float, ...]]] = {
     "network resets": (reset, (5,)),
     "network drips": (dripping, (10,)),
 }
-"""What happens, and for how many seconds in `make torture`; in short it lasts until devices have been acknowledged
-enough meanwhile."""
+"""What happens, and for how many seconds in the rounds of `make torture`, which has time for the first one at least; in
+short it lasts until devices have been acknowledged enough meanwhile."""
 
 
-@pytest.mark.weight(5)
-@pytest.mark.parametrize("faults", [SERVER, NETWORK], ids=["server", "network"])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param(SERVER, id="server", marks=pytest.mark.weight(7)),
+        pytest.param(NETWORK, id="network", marks=pytest.mark.weight(4)),
+    ],
+)
 def test_postgres_under_load(
     make_victim: MakeVictim,
     postgres: Postgres,
@@ -151,7 +156,8 @@ def test_postgres_under_load(
         victim.bridge.start()
         fleet: Fleet = stack.enter_context(victim.fleet(rate=1_000, devices=DEVICES, window=WINDOW))
         for tried, (name, (fault, lengths)) in enumerate(faults.items()):
-            row = torture.row(f"PostgreSQL {name}")
+            many = f", {', '.join(map(str, lengths))} s in turn" if torture.long and len(lengths) > 1 else ""
+            row = torture.row(f"PostgreSQL {name}{many}")
             for number in torture.rounds(row, 1, 4 * len(lengths), faults_left=len(faults) - tried):
                 fleet.wait_for(200)
                 with fault(postgres, proxy):

@@ -16,7 +16,7 @@ from tests.faults.test_outage import condition
 from tests.servers import Postgres
 from tests.waiting import until
 
-pytestmark = pytest.mark.postgres
+pytestmark = [pytest.mark.postgres, pytest.mark.weight(0.3)]
 
 ACCEPTED = b"\x20\x02\x00\x00"
 RESUMED = b"\x20\x02\x01\x00"
