@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ from bridge.agents.schedules import Schedules
 from bridge.agents.services import Rules, Services, alike
 from bridge.broker.broker import EmbeddedBroker
 from bridge.broker.config import BrokerConfig
+from bridge.collection import Collection
 from bridge.errors import BridgeError, DatabaseAwayError, StartError, StorageUnavailableError
 from bridge.history import History
 from bridge.http.access import Access
@@ -56,10 +56,6 @@ from bridge.twin import Limits
 
 log = structlog.get_logger(__name__)
 
-GC_THRESHOLDS = (50_000, 20, 100)
-"""Every message makes a few objects that are free again after its commit, without a cycle. At Python's default the
-collector looks for cycles every 700 of them, and that took half of the time spent on a message."""
-
 SWITCH_INTERVAL = 0.0005
 """Seconds that the database's thread may have to wait for the interpreter while the event loop is busy; Python's own
 5 ms, three times a batch, would be more than the batch takes."""
@@ -86,7 +82,9 @@ async def serve(settings: Settings, *, migrate: bool | None = None, on_ready: On
     bridge = Bridge(settings)
     if not await bridge.start(migrate=settings.database.migrate if migrate is None else migrate, stop=stop):
         return
-    tune()
+    # Once everything is started: set the interpreter up for a busy loop.
+    bridge.collection.begin()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         if on_ready is not None:
             await on_ready(bridge)
@@ -101,14 +99,6 @@ async def serve(settings: Settings, *, migrate: bool | None = None, on_ready: On
         raise BridgeError(f"{part.get_name()} has stopped: {problem or 'without an error'}") from problem
 
 
-def tune() -> None:
-    """Set the interpreter up for a busy loop, once everything is started."""
-    gc.collect()
-    gc.freeze()  # what is there now stays: it need not be looked at again
-    gc.set_threshold(*GC_THRESHOLDS)
-    sys.setswitchinterval(SWITCH_INTERVAL)
-
-
 @final
 class Bridge:
     """One running bridge."""
@@ -118,6 +108,7 @@ class Bridge:
         self.ledger = Ledger()
         self.metrics = Metrics()
         self.pulse = Pulse(self.ledger)
+        self.collection = Collection()
         self.history = History(partial(overview.figures, self), time.time)
         self.copy: CredentialCopy | None = None
         """Of devices' credentials, where the database may be away while devices are not to notice."""
@@ -266,7 +257,15 @@ class Bridge:
             self.http.start(),
             *(
                 asyncio.create_task(part.run(), name=type(part).__name__.lower())
-                for part in (self.pulse, self.history, self.retention, self.rollups, self.rollouts, self.schedules)
+                for part in (
+                    self.pulse,
+                    self.collection,
+                    self.history,
+                    self.retention,
+                    self.rollups,
+                    self.rollouts,
+                    self.schedules,
+                )
             ),
             *(asyncio.create_task(sink.run(), name=f"sink {sink.name}") for sink in self.sinks),
         ]

@@ -108,6 +108,11 @@ def _times(bridge: Bridge) -> None:
     )
     metrics.histogram("bridge_commit_seconds", "How long the commit of a batch took.", stats.commits)
     metrics.histogram(
+        "bridge_collection_seconds",
+        "How long Python's garbage collector stopped the process, each time.",
+        bridge.collection.pauses,
+    )
+    metrics.histogram(
         "bridge_agent_wakeup_seconds",
         "From the wake-up of a waiting agent until its coroutine runs: at most twenty samples a second.",
         bridge.services.wakeups.seconds,

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -21,10 +22,11 @@ from typing import Any, cast, final
 
 import uvloop
 
-from bridge import app
 from bridge.agents.router import Router
 from bridge.agents.services import Rules, Services
 from bridge.agents.timers import TimerWheel
+from bridge.app import SWITCH_INTERVAL
+from bridge.collection import Collection
 from bridge.messages import Address, Kind, Message
 from bridge.receipts import Ledger, Outcome, Receipt
 from bridge.storage import migrate
@@ -246,8 +248,13 @@ async def cold(seconds: float) -> list[dict[str, Any]]:
             writer.save_device(DeviceSnapshot(f"bench-{number:07d}", "default", now, now, 7, "online", 3, state))
         await writer.barrier()
         router = Router(_services(writer, DeviceLoader(database)))
-        app.tune()  # as a bridge that is up and running: else the collector's pauses are what is measured
+        # As a bridge that is up and running: else the collector's pauses are what is measured.
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        collection = Collection()
+        collection.begin()
+        portions = asyncio.create_task(collection.run())
         took = await _cold_starts(router, count)
+        portions.cancel()
         await router.stop(10.0)
         await writer.stop(10.0)
         await database.close()
