@@ -18,7 +18,7 @@ COMPILE := $(VENV)/bin/uv pip compile --universal --python-version 3.11 --genera
 	--no-emit-index-url --no-emit-find-links --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench soak torture lock clean
+.PHONY: help run test check format bench soak torture timescale lock clean
 
 help:
 	@echo "make run     start the bridge with $(DEVICES) simulated devices (DEVICES=100 for more)"
@@ -28,6 +28,7 @@ help:
 	@echo "make bench   measure against Mosquitto (ARGS=--quick for a short run; ARGS=\"devices sent\": lists of a million)"
 	@echo "make torture try to break the promises, for an hour; ends with a table (MINUTES=20 for less)"
 	@echo "make soak    ten thousand devices for ten minutes: is memory flat? (ARGS='--seconds 60' for less)"
+	@echo "make timescale  PostgreSQL's tests on a server that has TimescaleDB (see docs/postgresql.md)"
 	@echo "make lock    make the lock files anew from pyproject.toml (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove the environment and the caches; data/ stays"
 
@@ -59,6 +60,10 @@ torture: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	@exec $(VENV)/bin/python -m tests.bench.soak $(ARGS)
+
+# -x: where TimescaleDB is not installed, once is enough.
+timescale: $(VENV)/.dev
+	@exec $(VENV)/bin/python -m pytest tests/integration tests/faults --timescaledb -x $(ARGS)
 
 lock: $(VENV)/.dev
 	$(COMPILE) $(ARGS) --output-file requirements.lock pyproject.toml

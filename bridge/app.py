@@ -40,6 +40,7 @@ from bridge.registry import Admission
 from bridge.settings import Settings
 from bridge.sinks.build import Plan, feeders
 from bridge.standby import Standby
+from bridge.storage import hypertable
 from bridge.storage import migrate as schema
 from bridge.storage.committed import Source
 from bridge.storage.credentials import CredentialCopy
@@ -116,6 +117,8 @@ class Bridge:
         """Tasks that must not end while the bridge runs."""
         self.first_token: str | None = None
         """The admin token that was made because there was none: to be shown to the operator now, or never."""
+        self.telemetry_in = "one table"
+        """How the database keeps telemetry, for people."""
         self._undo = contextlib.AsyncExitStack()
 
     async def start(self, *, migrate: bool, stop: asyncio.Event | None = None) -> bool:
@@ -172,11 +175,13 @@ class Bridge:
 
         async def reach() -> None:
             if migrate:
-                await schema.upgrade(url)
+                await schema.upgrade(url, timescaledb=settings.database.timescaledb == "auto")
             self.schema = await schema.current(url)
             if self.schema != await schema.head():
                 raise StartError(f"the database schema is {self.schema or 'not there'}: run `mqtt-bridge migrate`")
             await self.database.connect()
+            if self.database.dialect == "postgresql":
+                self.telemetry_in = await self.database.read(hypertable.layout)
             await self.retention.prepare()
 
         try:
@@ -286,6 +291,7 @@ class Bridge:
             http=f"http://{settings.http.host}:{self.http_port}",
             database=self.database.dialect,
             schema=self.schema,
+            telemetry=self.telemetry_in,
         )
 
     async def _open_spool(self, undo: contextlib.AsyncExitStack) -> Spool | None:

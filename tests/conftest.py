@@ -20,9 +20,10 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long the tests of tests/faults go on. Here, as pytest asks no other place for options."""
+    """How long the tests of tests/faults go on; on which server. Here, as pytest asks no other place for options."""
     parser.addoption("--torture", action="store_true", help="repeat each fault as often as `make torture` does")
     parser.addoption("--torture-minutes", type=float, default=60.0, help="begin no further round after so long")
+    parser.addoption("--timescaledb", action="store_true", help="only PostgreSQL's tests, on a server with TimescaleDB")
 
 
 NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -64,7 +65,11 @@ NOT_RUN = pytest.StashKey[Counter[str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and count, the tests whose programs are missing, unless they are required."""
+    """Leave out, and count, the tests whose programs are missing, unless they are required. With `--timescaledb`, all
+    that do not need PostgreSQL, or need telemetry to be in partitions."""
+    if config.getoption("--timescaledb"):
+        chosen = [item for item in items if "postgres" in needs_of(item) and not item.get_closest_marker("partitions")]
+        items[:] = chosen
     not_run = config.stash.setdefault(NOT_RUN, Counter())
     absent = {need for need in NEEDS if missing(need)}
     if servers_required() or not absent:

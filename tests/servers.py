@@ -176,13 +176,14 @@ class Server:
 
 class Postgres(Server):
     """PostgreSQL with the empty database `bridge`. `durable` False does without fsync: to kill the server then still
-    loses nothing, only the machine's own end would."""
+    loses nothing, only the machine's own end would. `timescaledb`: the server loads it."""
 
     name = "postgres"
 
-    def __init__(self, *, durable: bool = True) -> None:
+    def __init__(self, *, durable: bool = True, timescaledb: bool = False) -> None:
         super().__init__()
         self._durable = durable
+        self.timescaledb = timescaledb
         self._data = self.folder / "data"
         subprocess.run(
             [program("initdb"), "-D", self._data, "-U", "bridge", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
@@ -203,6 +204,9 @@ class Postgres(Server):
             "max_connections": 50,
             "log_min_messages": "warning",
         }
+        if self.timescaledb:
+            settings["shared_preload_libraries"] = "timescaledb"
+            settings["timescaledb.telemetry_level"] = "off"
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         return [program("postgres"), "-D", str(self._data), *options]
 

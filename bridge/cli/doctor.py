@@ -216,16 +216,25 @@ def _disk(settings: Settings) -> Iterator[Finding]:
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
-    from bridge.storage import engine
+    from bridge.storage import engine, hypertable
     from bridge.storage import migrate as schema
+    from bridge.storage.database import Database
 
-    async def look() -> tuple[str | None, str]:
+    async def look() -> tuple[str | None, str, str]:
+        url = settings.database_url
         async with asyncio.timeout(DATABASE_WITHIN):
-            return await schema.current(settings.database_url), await schema.head()
+            current, head = await schema.current(url), await schema.head()
+            if current != head or dialect != "postgresql":
+                return current, head, ""
+            database = await Database.open(url, 1, exclusive=False)
+            try:
+                return current, head, f", telemetry in {await database.read(hypertable.layout)}"
+            finally:
+                await database.close()
 
     try:
         dialect = engine.dialect_of(engine.parse(settings.database_url))
-        current, head = terminal.run(look())
+        current, head, layout = terminal.run(look())
     except TimeoutError:
         yield Finding(False, "database", f"no answer within {DATABASE_WITHIN:g} s", "see BRIDGE_DATABASE__URL")
         return
@@ -233,7 +242,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield Finding(False, "database", str(error), "start the database, or correct BRIDGE_DATABASE__URL")
         return
     if current == head:
-        yield Finding(True, "database", f"{dialect}, schema {head}")
+        yield Finding(True, "database", f"{dialect}, schema {head}{layout}")
     else:
         # `serve` brings it up to date unless it is told not to.
         text = f"{dialect}, schema {current or 'not there yet'}, this version needs {head}"

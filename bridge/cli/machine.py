@@ -58,7 +58,8 @@ def migrate(
             raise BridgeError(f"the schema is {before or 'not there'}, this version needs {head}")
         else:
             _make(settings.data_dir)
-            print(f"The schema is now {await schema.upgrade(settings.database_url)}.")
+            upgrade = schema.upgrade(settings.database_url, timescaledb=settings.database.timescaledb == "auto")
+            print(f"The schema is now {await upgrade}.")
 
     terminal.run(work())
 

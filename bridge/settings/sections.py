@@ -139,6 +139,11 @@ class DatabaseSection(Section):
         True,
         description="Whether `serve` brings the schema up to date; without it `mqtt-bridge migrate` must.",
     )
+    timescaledb: Literal["auto", "off"] = Field(
+        "auto",
+        description="`auto`: a new database keeps telemetry in a hypertable where the PostgreSQL server has TimescaleDB"
+        " loaded, else in partitions of its own; `off`: always in those. A database that is there stays as it is.",
+    )
 
 
 class Writer(Section):

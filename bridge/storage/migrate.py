@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, inspect, text
 
 import bridge
 from bridge.errors import StartError
-from bridge.storage import engine
+from bridge.storage import engine, hypertable
 from bridge.storage.faults import is_driver_error, wrap_at_start
 from bridge.storage.lock import ADVISORY_KEY, FileLock
 
@@ -69,9 +70,9 @@ async def current(url: str) -> str | None:
     return await _run(url, _revision)
 
 
-async def upgrade(url: str) -> str:
+async def upgrade(url: str, *, timescaledb: bool = True) -> str:
     """Bring the schema to `head` and return it. All migrations run in one transaction: one that fails leaves the
-    old schema.
+    old schema. `timescaledb`: whether an empty database may use it (see hypertable), where the server has it.
 
     Raises StartError: the database cannot be reached (DatabaseAwayError), belongs to a newer bridge, is in use by a
     running bridge (when there is something to do), or a migration failed.
@@ -82,14 +83,14 @@ async def upgrade(url: str) -> str:
     parsed = engine.parse(url)
     path = engine.sqlite_path(parsed) if engine.dialect_of(parsed) == "sqlite" else None
     if path is None:
-        await _run(url, _upgrade)
+        await _run(url, partial(_upgrade, timescaledb=timescaledb))
         return wanted
     if not path.absolute().parent.is_dir():
         raise StartError(f"database: the folder {path.absolute().parent} does not exist")
     lock = FileLock(path)
     lock.acquire()
     try:
-        await _run(url, _upgrade)
+        await _run(url, partial(_upgrade, timescaledb=False))
     finally:
         lock.release()
     return wanted
@@ -101,7 +102,7 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, *, timescaledb: bool) -> None:
     from alembic import command
     from alembic.util.exc import CommandError
 
@@ -109,12 +110,15 @@ def _upgrade(connection: Connection) -> None:
         locked = connection.execute(text(f"SELECT pg_try_advisory_xact_lock({ADVISORY_KEY})")).scalar_one()
         if not locked:
             raise StartError("the database is in use by a running bridge: stop it before it is migrated")
+    empty = _revision(connection) is None
     try:
         command.upgrade(config(connection), "head")
     except CommandError as error:
         raise StartError(
             f"the database's schema is not known to this version, it may be from a newer one: {error}"
         ) from error
+    if empty and timescaledb:
+        hypertable.make(connection)
 
 
 async def _run(url: str, fn: Callable[[Connection], T]) -> T:

@@ -17,7 +17,7 @@ from bridge.commands import CommandStatus
 from bridge.errors import StorageError, StorageUnavailableError
 from bridge.rollout import RolloutStatus
 from bridge.schedule import ScheduleStatus
-from bridge.storage import partitions, tables
+from bridge.storage import hypertable, partitions, tables
 from bridge.storage.database import Database
 
 log = structlog.get_logger(__name__)
@@ -57,18 +57,18 @@ class Keep:
 
 @final
 class Retention:
-    """Deletes what is older than it should be, and on PostgreSQL makes telemetry's partitions ahead of time."""
+    """Deletes what is older than it should be, and makes telemetry's partitions, where it has any, ahead of time."""
 
     def __init__(self, database: Database, keep: Keep, clock: Callable[[], float]) -> None:
         self.deleted: Final[Counter[str]] = Counter()
-        """Rows by table; partitions count as one."""
+        """Rows by table; partitions, or chunks, count as one."""
         self._database = database
         self._keep = keep
         self._clock = clock
 
     async def prepare(self) -> None:
         """Make the partitions that the first row needs. Raises StorageUnavailableError or StorageError."""
-        if self._database.dialect == "postgresql":
+        if self._database.dialect == "postgresql" and not await self._database.read(hypertable.there):
             now = self._clock()
             await self._database.maintain(lambda connection: partitions.make_ahead(connection, now))
 
@@ -88,10 +88,13 @@ class Retention:
         if keep.telemetry:
             before = now - keep.telemetry * DAY
             if self._database.dialect == "postgresql":
-                dropped = await self._database.maintain(lambda c: partitions.drop_before(c, before))
+                chunked = await self._database.read(hypertable.there)
+                drop_before = hypertable.drop_before if chunked else partitions.drop_before
+                dropped = await self._database.maintain(partial(drop_before, before=before))
                 self.deleted["partitions"] += len(dropped)
                 await self._repeat("message_ids", partial(_older, tables.message_ids, "received_at", before))
-                await self._repeat("telemetry", partial(_oldest, _OTHER, "received_at", before))
+                if not chunked:
+                    await self._repeat("telemetry", partial(_oldest, _OTHER, "received_at", before))
             else:
                 await self._repeat("telemetry", partial(_oldest, tables.telemetry, "received_at", before))
         for table, column, days in (

@@ -56,9 +56,9 @@ def weight(item: pytest.Item) -> float:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     """One PostgreSQL server for all faults, with fsync. A test that stops it must start it again."""
-    with Postgres() as server:
+    with Postgres(timescaledb=request.config.getoption("--timescaledb")) as server:
         yield server
 
 

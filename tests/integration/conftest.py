@@ -35,9 +35,9 @@ def ledgers_hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     """One PostgreSQL server for all tests. A test that stops it must start it again."""
-    with Postgres(durable=False) as server:
+    with Postgres(durable=False, timescaledb=request.config.getoption("--timescaledb")) as server:
         yield server
 
 

@@ -114,6 +114,7 @@ async def test_presence_rollups_and_finished_commands_by_age(
 
 
 @pytest.mark.parametrize("kind", [pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.mark.partitions
 async def test_partitions_are_made_ahead_and_dropped_whole(database: Database, witness: Witness) -> None:
     made = await database.maintain(partial(partitions.make_ahead, now=NOW))
     assert len(made) == partitions.AHEAD + 1
@@ -126,9 +127,9 @@ async def test_partitions_are_made_ahead_and_dropped_whole(database: Database, w
 
 @pytest.mark.parametrize("kind", [pytest.param("postgresql", marks=pytest.mark.postgres)])
 async def test_a_message_id_is_known_beyond_its_partition(
-    database: Database, writer: Writer, ledger: Ledger, witness: Witness
+    writer: Writer, ledger: Ledger, witness: Witness, keeper: Callable[..., Retention]
 ) -> None:
-    await database.maintain(partial(partitions.make_ahead, now=NOW))
+    await keeper().prepare()
     receipts = [Receipt(ledger, qos=1) for _ in range(2)]
     for day, receipt in enumerate(receipts):
         writer.add_reading("d1", "s", 1.0, NOW + day * DAY, "same", "{}", receipt)
@@ -137,6 +138,7 @@ async def test_a_message_id_is_known_beyond_its_partition(
 
 
 @pytest.mark.parametrize("kind", [pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.mark.partitions
 async def test_housekeeping_does_not_wait_for_ever_for_a_table_that_is_in_use(
     database: Database, witness: Witness
 ) -> None:
