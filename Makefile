@@ -28,7 +28,7 @@ help:
 	@echo "make bench   measure against Mosquitto (ARGS=--quick for a short run; ARGS=\"devices sent\": lists of a million)"
 	@echo "make torture try to break the promises, for an hour; ends with a table (MINUTES=20 for less)"
 	@echo "make soak    ten thousand devices for ten minutes: is memory flat? (ARGS='--seconds 60' for less)"
-	@echo "make timescale  PostgreSQL's tests on a server that has TimescaleDB (see docs/postgresql.md)"
+	@echo "make timescale  run PostgreSQL's tests on a server that has TimescaleDB (docs/postgresql.md)"
 	@echo "make lock    make the lock files anew from pyproject.toml (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove the environment and the caches; data/ stays"
 
@@ -63,7 +63,7 @@ soak: $(VENV)/.dev
 
 # -x: where TimescaleDB is not installed, once is enough.
 timescale: $(VENV)/.dev
-	@exec $(VENV)/bin/python -m pytest tests/integration tests/faults --timescaledb -x $(ARGS)
+	@exec $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/integration tests/faults --timescaledb -x $(ARGS)
 
 lock: $(VENV)/.dev
 	$(COMPILE) $(ARGS) --output-file requirements.lock pyproject.toml

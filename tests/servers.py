@@ -206,7 +206,8 @@ class Postgres(Server):
         }
         if self.timescaledb:
             settings["shared_preload_libraries"] = "timescaledb"
-            settings["timescaledb.telemetry_level"] = "off"
+            # Its scheduler sits in every database, and a database that somebody uses is no template.
+            settings["timescaledb.max_background_workers"] = 0
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         return [program("postgres"), "-D", str(self._data), *options]
 

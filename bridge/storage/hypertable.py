@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.errors import StartError
+from bridge.storage.faults import is_retriable, wrap
 
 log = structlog.get_logger(__name__)
 
@@ -41,20 +42,18 @@ _LAYOUT: Final = text(
 )
 
 
-def make(connection: Connection) -> bool:
-    """Make a hypertable of the empty `telemetry` that the migrations have made, if the server can; says whether.
-
-    What keeps TimescaleDB from it is logged, and the partitioned table stays.
-    """
+def make(connection: Connection) -> None:
+    """Make a hypertable of the empty `telemetry` that the migrations have made, if the server can. What keeps
+    TimescaleDB from it is logged, and the partitioned table stays."""
     if not connection.execute(_USABLE).scalar_one():
-        return False
+        return
     try:
         with connection.begin_nested():
             _make(connection)
     except DBAPIError as error:
-        log.warning("TimescaleDB cannot be used, telemetry goes into partitions", error=str(error.orig))
-        return False
-    return True
+        if is_retriable(error):
+            raise  # the server is gone, and with it the transaction
+        log.warning("TimescaleDB cannot be used, telemetry goes into partitions", error=str(wrap(error)))
 
 
 def _make(connection: Connection) -> None:

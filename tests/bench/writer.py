@@ -1,6 +1,7 @@
 """How many rows a second the writer commits: on SQLite, and on PostgreSQL beside plain asyncpg with `unnest`.
 
-`python -m tests.bench.writer [--seconds S]` prints rows as a JSON list.
+`python -m tests.bench.writer [--seconds S]` prints rows as a JSON list; with `--timescaledb` only those of the writer
+on a hypertable beside the writer on partitions, on a server that has TimescaleDB.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ import asyncpg
 import uvloop
 
 from bridge.receipts import Ledger, Receipt
-from bridge.storage import migrate
+from bridge.storage import hypertable, migrate
 from bridge.storage.database import Database
+from bridge.storage.retention import Keep, Retention
 from bridge.storage.writer import Writer
 from tests.bench import wire
 from tests.servers import Postgres
@@ -127,6 +130,38 @@ async def on_postgres(seconds: float) -> list[dict[str, Any]]:
     ]
 
 
+async def on_timescaledb(seconds: float) -> list[dict[str, Any]]:
+    """Two writers in turns on one server: into a hypertable, and into partitions."""
+    with Postgres(timescaledb=True) as server:
+        async with AsyncExitStack() as undo:
+            runs: list[tuple[Writer, Iterator[Reading], list[float]]] = []
+            for name, chunked in (("bridge", True), ("postgres", False)):
+                url = server.url_of(name)
+                await migrate.upgrade(url, timescaledb=chunked)
+                database = await Database.open(url)
+                undo.push_async_callback(database.close)
+                await Retention(database, Keep(), time.time).prepare()
+                if await database.read(hypertable.there) is not chunked:
+                    raise RuntimeError("telemetry is not where it should be")
+                writer = Writer(database, batch_rows=BATCH)
+                await writer.start()
+                undo.push_async_callback(writer.stop, 10.0)
+                runs.append((writer, readings(), []))
+            for _ in range(ROUNDS):
+                for writer, source, rates in runs:
+                    rates.append(await through_writer(writer, source, seconds / ROUNDS))
+    (*_, ours), (*_, plain) = runs
+    return [
+        {
+            "name": "writer on TimescaleDB",
+            "unit": "rows/s",
+            "bridge": ours,
+            "peer": plain,
+            "peer_name": "writer on partitions",
+        }
+    ]
+
+
 async def measure(seconds: float) -> list[dict[str, Any]]:
     """Both databases."""
     return [*await on_sqlite(seconds), *await on_postgres(seconds)]
@@ -136,9 +171,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.writer", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--timescaledb", action="store_true", help="into a hypertable beside into partitions")
     args = parser.parse_args(argv)
+    work = on_timescaledb if args.timescaledb else measure
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(json.dumps(runner.run(measure(args.seconds))))
+        print(json.dumps(runner.run(work(args.seconds))))
 
 
 if __name__ == "__main__":

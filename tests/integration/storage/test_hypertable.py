@@ -31,7 +31,12 @@ COLUMNS = (
 INDEXES = "SELECT indexname, replace(indexdef, ' ONLY ', ' ') FROM pg_indexes WHERE tablename = 'telemetry' ORDER BY 1"
 EXTENSION = "SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'"
 
-pytestmark = pytest.mark.parametrize("kind", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True)
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def kind() -> str:
+    return "postgresql"
 
 
 @pytest_asyncio.fixture
@@ -125,7 +130,7 @@ async def test_a_dump_is_restored(
     other = await create(postgres, "template1")
     dump = tmp_path / "dump"
     await asyncio.to_thread(
-        subprocess.run, [program("pg_dump"), "-Fc", "-f", dump, plain(url)], check=True, capture_output=True
+        subprocess.run, [program("pg_dump"), "-Fc", "-f", str(dump), plain(url)], check=True, capture_output=True
     )
     # As docs/postgresql.md says.
     connection = await asyncpg.connect(plain(other))
@@ -133,7 +138,7 @@ async def test_a_dump_is_restored(
     await connection.execute("SELECT timescaledb_pre_restore()")
     await connection.close()
     await asyncio.to_thread(
-        subprocess.run, [program("pg_restore"), "-d", plain(other), dump], check=True, capture_output=True
+        subprocess.run, [program("pg_restore"), "-d", plain(other), str(dump)], check=True, capture_output=True
     )
     connection = await asyncpg.connect(plain(other))
     await connection.execute("SELECT timescaledb_post_restore()")

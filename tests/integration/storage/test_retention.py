@@ -56,6 +56,7 @@ async def test_old_telemetry_goes_and_the_rest_stays(
     assert min(left) > NOW - 6.5 * DAY
 
 
+@pytest.mark.partitions
 async def test_what_is_received_on_a_day_without_a_partition_is_stored_and_pruned_too(
     writer: Writer, witness: Witness, keeper: Callable[..., Retention]
 ) -> None:
