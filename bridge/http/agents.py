@@ -10,6 +10,7 @@ from pydantic import Field
 
 from bridge.http import models
 from bridge.http.context import Context
+from bridge.http.paging import Limit
 
 
 class WaitView(models.Model):
@@ -47,7 +48,7 @@ def routes(context: Context) -> APIRouter:
     @api.get("/agents")
     async def agents(
         longer_than: Annotated[float, Query(ge=0, le=86_400, description="Seconds that a wait is not slow yet.")] = 1.0,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        limit: Limit = 100,
     ) -> AgentsView:
         """How many agents there are, and what the slow ones are waiting for. Looks at every agent in memory."""
         services = context.services

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,10 +16,8 @@ from bridge.http import models
 from bridge.http.audit import note
 from bridge.http.context import Context
 from bridge.http.devices import DeviceId
+from bridge.http.paging import Before, Limit, cursor, place
 from bridge.storage import commands as stored
-
-CURSOR: Final = r"^\d+(\.\d+)?~[0-9A-Za-z-]{1,64}$"
-"""A place in the list: a command's `created_at` in Unix seconds, and its id."""
 
 CommandId = Annotated[str, Path(max_length=64)]
 Wait = Annotated[float, Query(ge=0, le=60)]
@@ -43,20 +41,17 @@ def routes(context: Context) -> APIRouter:
         device: Annotated[str | None, Query(max_length=64)] = None,
         status: CommandStatus | None = None,
         rollout: Annotated[str | None, Query(max_length=64)] = None,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        before: Annotated[str | None, Query(max_length=120, pattern=CURSOR)] = None,
+        limit: Limit = 100,
+        before: Before = None,
     ) -> models.CommandPage:
         """Commands, the newest first: all, or of a device, in a status, of a rollout. `before` is the `next` of the
         page before, null at the end. Where few of a device's very many match, a page may hold fewer than `limit`, or
         none, and still have a `next`."""
         wanted = stored.Wanted(device, status, rollout)
-        found = await context.database.read(
-            lambda connection: stored.list_commands(connection, wanted, limit, cursor(before))
+        found, end = await context.database.read(
+            lambda connection: stored.list_commands(connection, wanted, limit, place(before))
         )
-        following = None if found.next is None else next_cursor(*found.next)
-        return models.CommandPage(
-            commands=[models.CommandView.of(command) for command in found.commands], next=following
-        )
+        return models.CommandPage(commands=[models.CommandView.of(command) for command in found], next=cursor(end))
 
     @api.post("/commands/{command_id}/cancel")
     async def cancel(command_id: CommandId, request: Request) -> models.CommandView:
@@ -99,19 +94,6 @@ def routes(context: Context) -> APIRouter:
                 await asyncio.wait([news], timeout=deadline - loop.time())
 
     return api
-
-
-def cursor(before: str | None) -> tuple[float, str] | None:
-    """The time and the id in `before`, which CURSOR has let through."""
-    if before is None:
-        return None
-    at, _, last = before.partition("~")
-    return float(at), last
-
-
-def next_cursor(created_at: float, last_id: str) -> str:
-    """The `next` of a page that ends there."""
-    return f"{created_at!r}~{last_id}"
 
 
 @asynccontextmanager

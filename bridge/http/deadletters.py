@@ -16,6 +16,7 @@ from bridge.http import models
 from bridge.http.audit import note
 from bridge.http.commands import in_time
 from bridge.http.context import Context
+from bridge.http.paging import Limit
 from bridge.receipts import Outcome
 from bridge.storage import deadletters as stored
 
@@ -123,7 +124,7 @@ def routes(context: Context) -> APIRouter:
     async def page(
         reason: Reason = None,
         device: Annotated[str | None, Query(max_length=64, description="Only this device's.")] = None,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        limit: Limit = 100,
         before: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="`next` of the page before.")] = None,
     ) -> DeadLetterPage:
         """Messages that were refused, the latest first, with the first bytes of each."""

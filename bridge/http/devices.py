@@ -9,6 +9,7 @@ from fastapi import APIRouter, HTTPException, Path, Query
 from bridge.http import models
 from bridge.http.access import ADMIN
 from bridge.http.context import Context
+from bridge.http.paging import Limit
 from bridge.presence import Status
 from bridge.registry import Entry
 from bridge.storage import devices, listing, registry
@@ -64,7 +65,7 @@ def routes(context: Context) -> APIRouter:
             Query(max_length=64, description="Part of the id, or of `name` in the metadata, in upper or lower case."),
         ] = None,
         sort: listing.Sort = "id",
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        limit: Limit = 100,
         after: Annotated[
             str,
             Query(pattern=r"^(([0-9.e+-]{1,32}~)?[A-Za-z0-9._:-]{1,64})?$", description="`next` of the page before."),

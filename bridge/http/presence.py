@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from bridge.http import models
 from bridge.http.context import Context
 from bridge.http.devices import DeviceId
+from bridge.http.paging import Limit
 from bridge.storage import presence as stored
 
 
@@ -36,7 +37,7 @@ def routes(context: Context) -> APIRouter:
     @api.get("/devices/{device_id}/presence")
     async def presence(
         device_id: DeviceId,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        limit: Limit = 100,
         before: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None,
     ) -> TransitionPage:
         """What became of a device, the latest first; `before` is the `next` of the page before."""

@@ -14,6 +14,7 @@ from bridge.http.audit import note
 from bridge.http.context import Context
 from bridge.http.devices import DeviceId
 from bridge.http.models import Model, moment
+from bridge.http.paging import Limit
 from bridge.profiles import Profile
 from bridge.registry import Admission, Entry
 from bridge.storage import registry as stored
@@ -169,7 +170,7 @@ def routes(context: Context) -> APIRouter:
 
     @api.get("/registry")
     async def page(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        limit: Limit = 100,
         after: Annotated[str, Query(max_length=64)] = "",
         quarantined: Annotated[bool, Query(description="Only those that wait for their approval.")] = False,
     ) -> EntryPage:

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from bridge.http import models
 from bridge.http.audit import no_change, note
-from bridge.http.commands import CURSOR, Wait, cursor, in_time, next_cursor
+from bridge.http.commands import Wait, in_time
 from bridge.http.context import Context
+from bridge.http.paging import Before, Limit, cursor, place
 from bridge.presence import Status
 from bridge.rollout import AT_ONCE, MAX_AT_ONCE, Order, Rollout, RolloutStatus, Target
 from bridge.storage import rollouts as stored
@@ -118,13 +119,12 @@ def routes(context: Context) -> APIRouter:
 
     @api.get("/rollouts")
     async def page(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        before: Annotated[str | None, Query(max_length=120, pattern=CURSOR)] = None,
+        limit: Limit = 100,
+        before: Before = None,
     ) -> RolloutPage:
         """Rollouts, the newest first. `before` is the `next` of the page before."""
-        found = await database.read(lambda connection: stored.list_rollouts(connection, limit, cursor(before)))
-        following = next_cursor(found[-1].created_at, found[-1].rollout_id) if len(found) == limit else None
-        return RolloutPage(rollouts=[RolloutView(**_fields(rollout)) for rollout in found], next=following)
+        found, end = await database.read(lambda connection: stored.list_rollouts(connection, limit, place(before)))
+        return RolloutPage(rollouts=[RolloutView(**_fields(rollout)) for rollout in found], next=cursor(end))
 
     @api.get("/rollouts/{rollout_id}")
     async def follow(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query, Request
+from fastapi import APIRouter, HTTPException, Path, Request
 from pydantic import AwareDatetime, Field
 
 from bridge.http import models
 from bridge.http.audit import note
-from bridge.http.commands import CURSOR, cursor, in_time, next_cursor
+from bridge.http.commands import in_time
 from bridge.http.context import Context
+from bridge.http.paging import Before, Limit, cursor, place
 from bridge.http.rollouts import RolloutBody, target_view
 from bridge.schedule import GRACE, MAX_GRACE, Schedule, ScheduleStatus, When
 from bridge.storage import schedules as stored
@@ -92,13 +93,12 @@ def routes(context: Context) -> APIRouter:
 
     @api.get("/schedules")
     async def page(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        before: Annotated[str | None, Query(max_length=120, pattern=CURSOR)] = None,
+        limit: Limit = 100,
+        before: Before = None,
     ) -> SchedulePage:
         """Schedules, the newest first. `before` is the `next` of the page before."""
-        found = await database.read(lambda connection: stored.list_schedules(connection, limit, cursor(before)))
-        following = next_cursor(found[-1].created_at, found[-1].schedule_id) if len(found) == limit else None
-        return SchedulePage(schedules=[ScheduleView(**_fields(schedule)) for schedule in found], next=following)
+        found, end = await database.read(lambda connection: stored.list_schedules(connection, limit, place(before)))
+        return SchedulePage(schedules=[ScheduleView(**_fields(schedule)) for schedule in found], next=cursor(end))
 
     @api.get("/schedules/{schedule_id}")
     async def one(schedule_id: ScheduleId) -> ScheduleWithRuns:

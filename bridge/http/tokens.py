@@ -12,6 +12,7 @@ from bridge.http.access import ADMIN
 from bridge.http.audit import note
 from bridge.http.keyring import Keyring
 from bridge.http.models import Model, moment
+from bridge.http.paging import Limit
 from bridge.storage import audit as trail
 from bridge.storage import tokens as stored
 from bridge.storage.database import Database
@@ -106,9 +107,7 @@ def routes(keyring: Keyring, database: Database) -> APIRouter:
             raise HTTPException(404, f"there is no token {name!r} that is still good")
 
     @api.get("/audit")
-    async def audit(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100, before: Annotated[int | None, Query(ge=0, le=2**62)] = None
-    ) -> AuditPage:
+    async def audit(limit: Limit = 100, before: Annotated[int | None, Query(ge=0, le=2**62)] = None) -> AuditPage:
         """Who did what."""
         lines = await database.read(lambda connection: trail.list_audit(connection, limit, before))
         return AuditPage(

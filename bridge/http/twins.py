@@ -14,6 +14,7 @@ from bridge.http.audit import note
 from bridge.http.commands import in_time
 from bridge.http.context import Context
 from bridge.http.devices import DeviceId
+from bridge.http.paging import Limit
 from bridge.storage import twins as stored
 from bridge.storage.twins import Step
 from bridge.twin import Part, Patch, Twin, decode
@@ -125,7 +126,7 @@ def routes(context: Context) -> APIRouter:
     async def history(
         device_id: DeviceId,
         part: Part = Part.DESIRED,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        limit: Limit = 100,
         before: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None,
     ) -> StepPage:
         """The changes of one part, the latest first; `before` is the `next` of the page before."""

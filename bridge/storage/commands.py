@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.commands import Command, CommandResponse, CommandStatus
 from bridge.storage.deadletters import storable
-from bridge.storage.keyset import Keyset
+from bridge.storage.keyset import Keyset, Place
 from bridge.storage.tables import command_events as events
 from bridge.storage.tables import commands
 
@@ -200,17 +200,10 @@ class Wanted(NamedTuple):
     rollout_id: str | None = None
 
 
-class Page(NamedTuple):
-    """Commands, the newest first; `next` is the place where the following page begins, None at the end."""
-
-    commands: list[Command]
-    next: tuple[float, str] | None
-
-
 async def list_commands(
-    connection: AsyncConnection, wanted: Wanted, limit: int, before: tuple[float, str] | None = None
-) -> Page:
-    """The page that follows `before`, the first one without."""
+    connection: AsyncConnection, wanted: Wanted, limit: int, before: Place | None = None
+) -> tuple[list[Command], Place | None]:
+    """Commands, the newest first, from the one that follows the place `before`, and where the next page begins."""
     given = ((commands.c.rollout_id, wanted.rollout_id), (commands.c.status, wanted.status))
     others = [(column, value) for column, value in given if value is not None]
     along = [column == value for column, value in others]
@@ -219,18 +212,8 @@ async def list_commands(
         # Not the bare columns: their indexes would lead away from the device's.
         beside = [func.coalesce(column, "") == value for column, value in others]
         along = [commands.c.device_id == wanted.device_id]
-    if before is not None:
-        along.append(_NEWEST.after(before))
-    end: tuple[Any, ...] | None = None
-    if beside:
-        end = await _NEWEST.border(connection, commands, along)
-        if end is not None:
-            along.append(_NEWEST.until(end))
-    query = select(*_COLUMNS).where(*along, *beside).order_by(*_NEWEST.clauses()).limit(limit)
-    found = [_command(row) for row in await connection.execute(query)]
-    if len(found) == limit:
-        end = found[-1].created_at, found[-1].command_id
-    return Page(found, end)
+    rows, end = await _NEWEST.page(connection, select(*_COLUMNS), limit, before, along=along, beside=beside)
+    return [_command(row) for row in rows], end
 
 
 async def open_commands(connection: AsyncConnection) -> list[Command]:

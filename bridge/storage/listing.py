@@ -44,27 +44,16 @@ async def list_page(connection: AsyncConnection, wanted: Wanted, sort: Sort, aft
     device_id = device_tags.c.device_id if tagged else devices.c.device_id
     order = Keyset((devices.c.last_seen, device_id) if by_time else (device_id,), sort.startswith("-"))
     along, beside = _conditions(wanted, by_time, connection.dialect.name)
-    if after:
-        along.append(order.after(_cursor(after, by_time)))
-
-    end: tuple[Any, ...] | None = None
-    if beside:
-        end = await order.border(connection, device_tags if tagged else devices, along)
-        if end is not None:
-            along.append(order.until(end))
-    query = snapshots().add_columns(devices.c.metadata).select_from(_source(tagged)).where(*along, *beside)
-    rows = list(await connection.execute(query.order_by(*order.clauses()).limit(limit)))
+    query = snapshots().add_columns(devices.c.metadata)
+    if tagged:
+        query = query.select_from(device_tags.join(devices, devices.c.device_id == device_tags.c.device_id))
+    place = _cursor(after, by_time) if after else None
+    rows, end = await order.page(connection, query, limit, place, along=along, beside=beside)
     tags = await tags_of(connection, [row.device_id for row in rows]) if rows else {}
     listed = [(snapshot_of(row), entry_of(row.device_id, row.profile, row.metadata, tags)) for row in rows]
-    if len(rows) == limit:
-        end = (rows[-1].last_seen, rows[-1].device_id) if by_time else (rows[-1].device_id,)
     return Page(
         listed, None if end is None else "~".join(part if isinstance(part, str) else repr(part) for part in end)
     )
-
-
-def _source(tagged: bool) -> Any:
-    return device_tags.join(devices, devices.c.device_id == device_tags.c.device_id) if tagged else devices
 
 
 def _conditions(

@@ -12,7 +12,7 @@ from bridge.commands import CommandStatus
 from bridge.registry import Admission
 from bridge.rollout import FAILURES, Order, Rollout, RolloutStatus, Target
 from bridge.storage.deadletters import storable
-from bridge.storage.keyset import Keyset
+from bridge.storage.keyset import Keyset, Place
 from bridge.storage.tables import commands, device_tags, devices, rollouts
 
 _UNFINISHED: Final = tuple(status.value for status in CommandStatus if not status.final)
@@ -76,13 +76,11 @@ async def get_rollout(connection: AsyncConnection, rollout_id: str) -> Rollout |
 
 
 async def list_rollouts(
-    connection: AsyncConnection, limit: int, before: tuple[float, str] | None = None
-) -> list[Rollout]:
-    """Rollouts, the newest first. `before` is the `created_at` and `rollout_id` of the last one of the page before."""
-    query = select(rollouts).order_by(*_NEWEST.clauses()).limit(limit)
-    if before is not None:
-        query = query.where(_NEWEST.after(before))
-    return [_rollout(row) for row in await connection.execute(query)]
+    connection: AsyncConnection, limit: int, before: Place | None = None
+) -> tuple[list[Rollout], Place | None]:
+    """Rollouts, the newest first, from the one that follows the place `before`, and where the next page begins."""
+    rows, end = await _NEWEST.page(connection, select(rollouts), limit, before)
+    return [_rollout(row) for row in rows], end
 
 
 async def running_rollouts(connection: AsyncConnection) -> list[Rollout]:

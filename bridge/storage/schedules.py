@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.schedule import Schedule, ScheduleStatus, When
 from bridge.storage.deadletters import storable
-from bridge.storage.keyset import Keyset
+from bridge.storage.keyset import Keyset, Place
 from bridge.storage.rollouts import order_text, stored_order
 from bridge.storage.tables import schedule_runs, schedules
 
@@ -60,13 +60,11 @@ async def get_schedule(connection: AsyncConnection, schedule_id: str) -> Schedul
 
 
 async def list_schedules(
-    connection: AsyncConnection, limit: int, before: tuple[float, str] | None = None
-) -> list[Schedule]:
-    """Schedules, the newest first. `before`: the `created_at` and `schedule_id` of the last one of the page before."""
-    query = select(schedules).order_by(*_NEWEST.clauses()).limit(limit)
-    if before is not None:
-        query = query.where(_NEWEST.after(before))
-    return [_schedule(row) for row in await connection.execute(query)]
+    connection: AsyncConnection, limit: int, before: Place | None = None
+) -> tuple[list[Schedule], Place | None]:
+    """Schedules, the newest first, from the one that follows the place `before`, and where the next page begins."""
+    rows, end = await _NEWEST.page(connection, select(schedules), limit, before)
+    return [_schedule(row) for row in rows], end
 
 
 async def count_active(connection: AsyncConnection) -> int:

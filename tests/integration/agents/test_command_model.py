@@ -371,8 +371,8 @@ class Machine(RuleBasedStateMachine):
         """What was under way has been stored or not: the model takes over which, if it may be."""
         for device_id in DEVICES:
             wanted = stored.Wanted(device_id)
-            page = await self.built.database.read(partial(stored.list_commands, wanted=wanted, limit=1000))
-            for found in page.commands:
+            found_all, _ = await self.built.database.read(partial(stored.list_commands, wanted=wanted, limit=1000))
+            for found in found_all:
                 if found.command_id not in self.commands:
                     did["crash: stored and not answered"] += 1
                     self._adopt(found)

@@ -61,10 +61,9 @@ async def test_every_page_of_every_question(database: Database, monkeypatch: pyt
         found: list[object] = []
         before = None
         for _ in range(len(SENT)):
-            page = await database.read(partial(list_commands, wanted=wanted, limit=5, before=before))
-            assert len(page.commands) <= 5
-            found += [command.command_id for command in page.commands]
-            before = page.next
+            page, before = await database.read(partial(list_commands, wanted=wanted, limit=5, before=before))
+            assert len(page) <= 5
+            found += [command.command_id for command in page]
             if before is None:
                 break
         assert found == expected(wanted), wanted

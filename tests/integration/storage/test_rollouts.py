@@ -67,10 +67,10 @@ async def test_a_rollout_comes_back_as_it_was_stored_and_ends_once(database: Dat
         first.rollout_id,
         later.rollout_id,
     ]
-    newest = await database.read(partial(rollouts.list_rollouts, limit=1))
-    assert newest == [later]
-    page = await database.read(partial(rollouts.list_rollouts, limit=5, before=(later.created_at, later.rollout_id)))
-    assert [r.rollout_id for r in page] == [first.rollout_id]
+    newest, place = await database.read(partial(rollouts.list_rollouts, limit=1))
+    assert (newest, place) == ([later], (later.created_at, later.rollout_id))
+    page, place = await database.read(partial(rollouts.list_rollouts, limit=5, before=place))
+    assert ([r.rollout_id for r in page], place) == ([first.rollout_id], None)
     later.cursor, later.refused, later.updated_at = "d2", 1, 103.0
     await database.write(partial(rollouts.save_cursor, rollout=later))
     end = partial(
@@ -126,9 +126,9 @@ async def test_a_schedule_comes_back_as_it_was_stored(database: Database) -> Non
     assert await database.read(schedules.next_run) == 300.0
     assert await database.read(partial(schedules.due_schedules, now=299.0, limit=9)) == []
     assert await database.read(partial(schedules.due_schedules, now=1000.0, limit=9)) == [cron, once]
-    assert await database.read(partial(schedules.list_schedules, limit=1)) == [once]
-    page = await database.read(partial(schedules.list_schedules, limit=9, before=(once.created_at, once.schedule_id)))
-    assert page == [cron]
+    newest, place = await database.read(partial(schedules.list_schedules, limit=1))
+    assert (newest, place) == ([once], (once.created_at, once.schedule_id))
+    assert await database.read(partial(schedules.list_schedules, limit=9, before=place)) == ([cron], None)
     assert await database.write(lambda connection: schedules.cancel_schedule(connection, once.schedule_id, 7.0))
     assert not await database.write(lambda connection: schedules.cancel_schedule(connection, once.schedule_id, 8.0))
     ended = await database.read(partial(schedules.get_schedule, schedule_id=once.schedule_id))
