@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import os
-import sys
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+from bridge import imports
 from bridge.agents.agent import Agent
 from bridge.agents.handlers import Handlers
 from bridge.errors import StartError
@@ -47,20 +45,10 @@ def _registered(name: str) -> Any:
 
 
 def _imported(name: str) -> Any:
-    module_name, _, class_name = name.partition(":")
-    here = os.getcwd()  # noqa: PTH109 - an entry of sys.path is text
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise StartError(f"agent {name!r}: {module_name} cannot be imported: {_said(error)}") from error
-    try:
-        return getattr(module, class_name)
-    except AttributeError:
-        near = difflib.get_close_matches(class_name, dir(module), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise StartError(f"agent {name!r}: {module.__file__} has no {class_name}{hint}") from None
+        return imports.named(name)
+    except ImportError as error:
+        raise StartError(f"agent {name!r}: {error}") from error
 
 
 def _said(error: Exception) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from bridge import imports
 from bridge.errors import SettingsError
 from bridge.sinks.feeder import Feeder, Filter, Pace
 from bridge.sinks.files import Lines, Parquet
@@ -105,10 +105,9 @@ def _broker(name: str, plan: Plan) -> Broker:
 
 
 def _own(plan: Plan) -> Sink:
-    module, _, attribute = plan.type.partition(":")
     try:
-        made = getattr(importlib.import_module(module), attribute)(**plan.options)
-    except (ImportError, AttributeError, TypeError) as error:
+        made = imports.named(plan.type)(**plan.options)
+    except (ImportError, TypeError) as error:
         raise SettingsError(f"{plan.type} cannot be made: {error}") from error
     if not isinstance(made, Sink):
         raise SettingsError(f"{plan.type} is no subclass of bridge.sinks.sink.Sink")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,11 +13,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
+from bridge.settings import Settings
 from tests.acceptance.clients import Device
 from tests.acceptance.conftest import MakeBridge
-from tests.acceptance.process import ROOT, BridgeProcess
+from tests.acceptance.process import ROOT, BridgeProcess, clean_environment
 from tests.acceptance.test_production import Database, database, server
 from tests.servers import free_port
 from tests.waiting import until
@@ -25,7 +28,9 @@ DOCS: Final = ROOT / "docs"
 BLOCK: Final = re.compile(r"^```sh(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE: Final = re.compile(r"^```\w+ (\S+\.\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ANY_BLOCK: Final = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MODULE: Final = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FROM_PROMETHEUS: Final = re.compile(r"- alert: (\w+)")
+PAGES: Final = sorted(page for page in DOCS.glob("*.md") if "```toml" in page.read_text())
 FOLLOWED: Final = frozenset(
     {
         *("first-device", "alerts", "api", "commands", "twin", "profiles", "backup", "upgrade"),
@@ -199,6 +204,55 @@ def test_tls(make_bridge: MakeBridge) -> None:
     bridge = make_bridge()
     follow(bridge, "tls", ports(bridge))
     assert bridge.rows("SELECT device_id FROM telemetry") == [("fridge-7",)]
+
+
+def test_the_page_s_own_sink_gets_what_is_committed(make_bridge: MakeBridge, tmp_path: Path) -> None:
+    page = (DOCS / "sinks.md").read_text()
+    (module, code) = next(found for found in MODULE.findall(page) if found[0] == "my_sinks.py")
+    settings = next(text for label, text in ANY_BLOCK.findall(page) if label == "toml" and "my_sinks" in text)
+    (tmp_path / "bridge.toml").write_text(settings)
+    bridge = make_bridge(BRIDGE_CONFIG=str(tmp_path / "bridge.toml"))
+    bridge.command.insert(1, "-P")  # an installed command does not look for modules in the working directory
+    bridge.folder.mkdir(parents=True, exist_ok=True)
+    (bridge.folder / module).write_text(code)
+    bridge.start()
+    with Device(bridge, "fridge-7") as device:
+        device.publish("devices/fridge-7/telemetry", '{"t": 4}', 1)
+        until(lambda: "-> telemetry-" in bridge.output(), "the sink to print it", 30)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_is_set_on_a_page_can_be_set(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every table of settings is loaded as `serve` loads it, with the files that it names."""
+    monkeypatch.chdir(tmp_path)
+    for name in clean_environment().keys() ^ os.environ.keys():
+        monkeypatch.delenv(name)
+    text = page.read_text()
+    for name, code in MODULE.findall(text):
+        (tmp_path / name).write_text(code)
+    (tmp_path / "schemas").mkdir()
+    for schema in re.findall(r"schemas/\w+\.json", text):
+        (tmp_path / schema).write_text('{"type": "object"}')
+    for label, block in ANY_BLOCK.findall(text):
+        if label.split(" ")[0] == "toml":
+            (tmp_path / "bridge.toml").write_text(block)
+            settings = Settings.load(tmp_path / "bridge.toml")
+            profiles = settings.complete_profiles()
+            assert {profile.name for profile in profiles} >= settings.profiles.keys()
+            assert settings.origins() != Settings().origins(), block
+
+
+def test_the_state_of_a_page_s_agent_is_migrated_from_the_one_before(tmp_path: Path) -> None:
+    """The page's first class stores a state, which the class that replaces it reads."""
+    page = (DOCS / "device-logic.md").read_text()
+    before = dict(MODULE.findall(page))["freezer.py"]
+    (after,) = [text for label, text in ANY_BLOCK.findall(page) if label == "python" and "migrate" in text]
+    names: dict[str, Any] = {"__name__": "freezer"}
+    exec(compile("from __future__ import annotations\n" + before, "freezer.py", "exec"), names)  # noqa: S102 - our page
+    raw = msgspec.to_builtins(names["Freezer"].State(too_warm=3))
+    exec(compile("from typing import Any\n" + after, "freezer.py", "exec"), names)  # noqa: S102 - our page
+    assert names["Freezer"].migrate(1, raw) == {"warm": {"default": 3}}
+    assert msgspec.convert({"warm": {"default": 3}}, names["Freezer"].State).warm == {"default": 3}
 
 
 @pytest.mark.postgres
