@@ -10,6 +10,7 @@ import typer
 
 from bridge.cli import terminal
 from bridge.cli.api import connect
+from bridge.cli.completion import device_ids
 from bridge.cli.terminal import JsonOption
 
 LimitOption = Annotated[int, typer.Option(min=1, max=1_000, help="Show the newest so many.")]
@@ -17,7 +18,7 @@ DATE = "%Y-%m-%d %H:%M:%S"
 
 
 def commands(
-    device: Annotated[str | None, typer.Option(help="Of this device.")] = None,
+    device: Annotated[str | None, typer.Option(help="Of this device.", autocompletion=device_ids)] = None,
     status: Annotated[str | None, typer.Option(help="In this status.")] = None,
     rollout: Annotated[str | None, typer.Option(help="Of this rollout.")] = None,
     limit: LimitOption = 50,

@@ -9,6 +9,7 @@ import typer
 
 from bridge.cli import terminal
 from bridge.cli.api import connect
+from bridge.cli.completion import device_ids
 from bridge.cli.send import UNSUCCESSFUL
 from bridge.cli.terminal import JsonOption
 
@@ -19,7 +20,7 @@ REPLAY_WITHIN: Final = 600.0
 app = typer.Typer(help="Messages that were refused: list them, read one, hand them in again, drop them.")
 Limit = Annotated[int, typer.Option(min=1, max=1_000, help="Show the latest so many.")]
 Reason = Annotated[str | None, typer.Option(help="Only those refused for this reason.")]
-Device = Annotated[str | None, typer.Option(help="Only this device's.")]
+Device = Annotated[str | None, typer.Option(help="Only this device's.", autocompletion=device_ids)]
 Ids = Annotated[list[int] | None, typer.Argument(min=0, help="The letters' ids, as the list shows them.")]
 
 

@@ -14,6 +14,7 @@ import typer
 
 from bridge.cli import operate, terminal
 from bridge.cli.api import connect
+from bridge.cli.completion import device_ids
 from bridge.cli.terminal import JsonOption
 from bridge.errors import BridgeError, RefusedError
 
@@ -22,7 +23,7 @@ PORTION: Final = 1_000
 COLUMNS: Final = ("device_id", "profile", "tags", "metadata")
 
 app = typer.Typer(help="The devices: list them, register them, give them credentials.")
-Device = Annotated[str, typer.Argument(help="The device's id.")]
+Device = Annotated[str, typer.Argument(help="The device's id.", autocompletion=device_ids)]
 Tag = Annotated[list[str] | None, typer.Option(help="May be given again.")]
 
 

@@ -13,6 +13,7 @@ import typer
 
 from bridge.cli import terminal
 from bridge.cli.api import Api, connect
+from bridge.cli.completion import device_ids
 from bridge.cli.terminal import JsonOption
 
 WAIT: Final = 20.0
@@ -30,6 +31,7 @@ def send(
         typer.Argument(
             metavar="[DEVICE]... NAME",
             help="The devices' ids, none with --tag, --profile, --status or --all; last the command, as they know it.",
+            autocompletion=device_ids,
             show_default=False,
         ),
     ],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bridge.cli import terminal
+from bridge.cli.completion import device_ids
 from bridge.cli.target import Host, Password, Port, Username, resolve
 from bridge.errors import BridgeError
 
@@ -35,7 +36,7 @@ KINDS: Final = tuple(COLOURS)
 
 
 def tail(
-    device: Annotated[str | None, typer.Option(help="Only this device's topics.")] = None,
+    device: Annotated[str | None, typer.Option(help="Only this device's topics.", autocompletion=device_ids)] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(help="Only telemetry, event, state, command, presence, ping, pong or error; may be given again."),

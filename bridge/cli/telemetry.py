@@ -17,6 +17,7 @@ import typer
 
 from bridge.cli import terminal
 from bridge.cli.api import connect
+from bridge.cli.completion import device_ids
 from bridge.cli.terminal import JsonOption
 
 BARS: Final = "▁▂▃▄▅▆▇█"
@@ -27,7 +28,7 @@ UNITS: Final = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def telemetry(
-    device: Annotated[str, typer.Argument(help="The device's id.")],
+    device: Annotated[str, typer.Argument(help="The device's id.", autocompletion=device_ids)],
     stream: Annotated[str, typer.Option(help="A stream, or event/KIND.")] = "default",
     field: Annotated[list[str] | None, typer.Option(help="Only this field; may be given again.")] = None,
     since: Annotated[

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
+import subprocess
 
 from tests.acceptance.clients import Device
 from tests.acceptance.process import BridgeProcess
@@ -65,3 +67,35 @@ def test_dead_letters_are_read_replayed_and_dropped(bridge: BridgeProcess) -> No
     assert bridge.run("deadletters", "drop", ids[0]).returncode == 1, "there is none any more"
     (left,) = json.loads(bridge.run("deadletters", "--json").stdout)
     assert left["payload"] == "no JSON"
+
+
+def test_bash_completes_commands_options_and_the_ids_of_devices(simulated: BridgeProcess) -> None:
+    """Installed as the page says, in a home of its own, and asked as bash asks when Tab is pressed."""
+    program = simulated.folder / "mqtt-bridge"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(simulated.command)} "$@"\n')
+    program.chmod(0o755)
+    script = """
+        mqtt-bridge --install-completion > installed && . ~/.bashrc
+        tab() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mqtt_bridge_completion "$1"; echo "${COMPREPLY[*]}"; }
+        tab mqtt-bridge dev
+        tab mqtt-bridge devices sh
+        tab mqtt-bridge tail --ki
+        tab mqtt-bridge devices show sim-
+        tab mqtt-bridge send sim-0002
+        tab mqtt-bridge telemetry nobody
+        BRIDGE_URL=http://127.0.0.1:9 tab mqtt-bridge telemetry sim-
+    """
+    done = subprocess.run(
+        ["bash", "--norc", "-euc", f"IFS=' '; {script}"],
+        cwd=simulated.folder,
+        env=simulated.environment
+        | {"HOME": str(simulated.folder), "PATH": f"{simulated.folder}:{simulated.environment['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "devices", "show", "--kind", "sim-0001 sim-0002 sim-0003", "sim-0002", "", "",
+    ]  # fmt: skip
