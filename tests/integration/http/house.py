@@ -58,9 +58,10 @@ async def house(
     *,
     sinks: dict[str, Any] | None = None,
     tracing: dict[str, Any] | None = None,
+    retention: dict[str, Any] | None = None,
     **http: Any,
 ) -> AsyncIterator[House]:
-    """A running bridge on a migrated database; `http`, `sinks` and `tracing` are settings of those sections."""
+    """A running bridge on a migrated database; `http` and the others are settings of those sections."""
     settings = Settings(
         data_dir=folder / "data",
         database={"url": url},
@@ -68,6 +69,7 @@ async def house(
         http={"port": 0, **http},
         sinks=sinks or {},
         tracing=tracing or {},
+        retention=retention or {},
     )
     bridge = Bridge(settings)
     await bridge.start(migrate=True)

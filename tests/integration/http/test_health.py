@@ -1,0 +1,38 @@
+"""What /readyz says to whoever looks after the bridge."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bridge.storage.tables import telemetry
+from tests.integration.http.house import house
+from tests.waiting import eventually
+
+DAY = 86_400.0
+
+
+async def test_a_sink_that_will_miss_what_is_deleted_is_a_concern_and_no_outage(url: str, tmp_path: Path) -> None:
+    away = {"type": "webhook", "url": "http://127.0.0.1:9/hook", "start": "beginning"}
+    async with house(url, tmp_path, sinks={"late": away}, retention={"telemetry": 10}) as opened:
+        assert (await opened.client.get("/readyz")).json()["status"] == "ready"
+        old = time.time() - 8.5 * DAY
+        row = {"id": 1, "device_id": "d1", "stream": "default", "ts": old, "received_at": old, "payload": "{}"}
+
+        async def store(connection: AsyncConnection) -> None:
+            await connection.execute(insert(telemetry), row)
+
+        await opened.bridge.writer.submit(store)
+        (sink,) = opened.bridge.sinks
+        await eventually(lambda: sink.endangered is not None, "the sink to have looked")
+        answer = await opened.client.get("/readyz")
+        assert answer.status_code == 200, "it takes all that comes"
+        assert answer.json() == {
+            "status": "degraded",
+            "checks": dict.fromkeys(("database", "broker", "migrations", "spool"), "ok"),
+            "reason": "sink late: telemetry of 8.5 days ago waits for it, and is deleted after 10 days",
+        }
+        assert 'bridge_sink_endangered{sink="late"} 1.0' in (await opened.client.get("/metrics")).text
