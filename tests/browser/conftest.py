@@ -58,7 +58,7 @@ fan = {{ type = "boolean" }}
 """
 
 REGISTERED: Final = (
-    "evil", "lamp-0001", "nobody-1", "oven-7", "press-1", "sim-0001", "sim-0002", "sim-0003", "valve-1",
+    "bell-1", "evil", "lamp-0001", "nobody-1", "oven-7", "press-1", "sim-0001", "sim-0002", "sim-0003", "valve-1",
 )  # fmt: skip
 """The devices of the tests; others have to wait for approval."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import expect
 
+from tests.acceptance.clients import Device
 from tests.acceptance.process import BridgeProcess
 from tests.browser.conftest import ADMIN, PATIENCE, OpenPage
 from tests.browser.operator import publish
@@ -107,11 +108,44 @@ def test_a_new_device_waits_until_it_is_approved_or_deleted(shared: BridgeProces
     page.get_by_label("Device id").fill("new-3")
     page.get_by_label("Tags").fill("hall-1 spare")
     page.get_by_role("button", name="Register").click()
-    expect(page.locator("#toasts")).to_contain_text("new-3 is registered")
+    expect(page.get_by_text("new-3 is registered")).to_be_visible()
     assert shared.get("/api/v1/registry/new-3")["tags"] == ["hall-1", "spare"]
     page.goto(shared.url("/#/admin/audit"))
     expect(page.locator("tbody")).to_contain_text("deleted a device")
     expect(page.locator("tbody tr").first).to_contain_text("http.token")
+
+
+def test_a_device_s_token_is_replaced_by_another_and_revoked(shared: BridgeProcess, open_page: OpenPage) -> None:
+    page = open_page(shared, "admin")
+    page.get_by_label("Device id").fill("meter-1")
+    page.get_by_role("button", name="Register").click()
+    page.get_by_role("link", name="meter-1").click()
+    expect(page.get_by_text("None is issued.")).to_be_visible()
+    made = page.get_by_label("The token of meter-1")
+    rows = page.locator("tbody tr", has=page.get_by_role("button", name="Revoke"))
+    tokens = []
+    for number in (1, 2):
+        page.get_by_role("button", name="Issue a token").click()
+        expect(rows).to_have_count(number)
+        expect(made).to_be_focused()
+        tokens.append(made.input_value())
+
+    def let_in(token: str) -> bool:
+        with Device(shared, "meter-1", username="meter-1", password=token) as device:
+            return device.refused is None
+
+    assert [let_in(token) for token in (*tokens, "guessed")] == [True, True, False]
+    page.reload()
+    expect(rows).to_have_count(2)
+    expect(made).to_have_count(0)
+    assert not any(token in page.content() for token in tokens)
+    rows.first.get_by_role("button", name="Revoke").click()
+    rows.first.get_by_role("button", name="Revoke it now?").click()
+    expect(rows).to_have_count(1)
+    assert [let_in(token) for token in tokens] == [False, True]
+    page.goto(shared.url("/#/admin/audit"))
+    expect(page.locator("tbody")).to_contain_text("revoked a credential")
+    expect(page.locator("tbody")).to_contain_text("issued a credential")
 
 
 def test_settings_are_shown_without_their_secrets(shared: BridgeProcess, open_page: OpenPage) -> None:

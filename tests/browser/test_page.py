@@ -335,6 +335,7 @@ def test_a_dead_letter_is_read_and_replayed_and_dropped(shared: BridgeProcess, o
     expect(page.locator(f"li[data-letter='{first}']")).to_have_count(0)
     letter.locator("summary").click()
     letter.get_by_role("button", name="Drop").click()
+    letter.get_by_role("button", name="Drop it for good?").click()
     expect(page.get_by_text("nothing was refused")).to_be_visible()
     assert shared.get("/api/v1/dead-letters?device=press-1")["dead_letters"] == []
 

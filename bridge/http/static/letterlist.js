@@ -5,6 +5,7 @@ import { fill, h } from "./dom.js";
 import { ago, count } from "./format.js";
 import { me } from "./me.js";
 import { shape } from "./status.js";
+import { sureButton } from "./surebutton.js";
 import { toast } from "./toast.js";
 
 const BECAME = {
@@ -48,20 +49,17 @@ function entry(letter, scope, refresh, device, chosen, onchoose) {
           "div",
           { class: "buttons" },
           h("button", { onclick: () => act("POST", `/dead-letters/${letter.id}/replay`) }, "Replay"),
-          h("button", { class: "quiet danger", onclick: () => act("DELETE", `/dead-letters/${letter.id}`) }, "Drop"),
+          sureButton("Drop", "Drop it for good?", () => act("DELETE", `/dead-letters/${letter.id}`)),
         ),
     );
   }
 
   const act = (method, path) =>
-    scope.attempt(
-      async () => {
-        const { data } = await api.request(method, path, { signal: scope.signal, patience: 40_000 });
-        toast(...(BECAME[data?.outcome] ?? ["The letter is dropped.", "ok"]));
-        await refresh();
-      },
-      (problem) => toast(problem.message, "bad"),
-    );
+    scope.act(async () => {
+      const { data } = await api.request(method, path, { signal: scope.signal, patience: 40_000 });
+      toast(...(BECAME[data?.outcome] ?? ["The letter is dropped.", "ok"]));
+      await refresh();
+    });
 
   const box = chosen && h("input", { type: "checkbox", "aria-label": `Choose letter ${letter.id}`, checked: chosen.has(letter.id), onchange: () => (box.checked ? chosen.add(letter.id) : chosen.delete(letter.id), onchoose()) });
   return h("li", { "data-letter": letter.id }, box, details);

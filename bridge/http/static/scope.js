@@ -1,6 +1,7 @@
 // The life of one view, from when it is shown until another one is.
 
 import * as live from "./live.js";
+import { toast } from "./toast.js";
 
 export class Scope {
   constructor(query, path) {
@@ -38,6 +39,11 @@ export class Scope {
       if (error.status === undefined) throw error;
       return otherwise(error);
     }
+  }
+
+  /** Call `work`, which somebody has just asked for: that it failed is told there and then. */
+  act(work) {
+    return this.attempt(work, (problem) => toast(problem.message, "bad"));
   }
 
   /** Follow what happens; `refresh` when something was missed. */

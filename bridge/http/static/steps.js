@@ -5,7 +5,7 @@ import { fill, h } from "./dom.js";
 import { ago, brief, date, duration, json, moment } from "./format.js";
 import { me } from "./me.js";
 import { chip, shape } from "./status.js";
-import { toast } from "./toast.js";
+import { sureButton } from "./surebutton.js";
 
 const FINAL = new Set(["succeeded", "failed", "expired", "cancelled"]);
 const SHOWN = 10;
@@ -131,17 +131,14 @@ class Entry {
       ),
       command.error && h("p", { class: "trouble" }, command.error),
       command.result !== null && command.result !== undefined && h("pre", {}, json(command.result)),
-      !FINAL.has(command.status) && me.may("operator") && h("button", { class: "quiet", onclick: () => this.cancel() }, "Cancel it"),
+      !FINAL.has(command.status) && me.may("operator") && sureButton("Cancel it", "Really cancel it?", () => this.cancel()),
     );
   }
 
   cancel() {
-    return this.scope.attempt(
-      async () => {
-        this.draw(await api.post(`/commands/${api.part(this.id)}/cancel`, undefined, this.scope.signal));
-        await this.look();
-      },
-      (problem) => toast(problem.message, "bad"),
-    );
+    return this.scope.act(async () => {
+      this.draw(await api.post(`/commands/${api.part(this.id)}/cancel`, undefined, this.scope.signal));
+      await this.look();
+    });
   }
 }

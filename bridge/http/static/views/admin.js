@@ -5,11 +5,12 @@ import { fill, h, table } from "../dom.js";
 import { ago, count, moment } from "../format.js";
 import { me } from "../me.js";
 import { labelled } from "../sendform.js";
+import { showOnce } from "../shownonce.js";
 import { chip } from "../status.js";
 import { sureButton } from "../surebutton.js";
 import { toast } from "../toast.js";
 
-/** place → [title, what draws it] */
+/** place → [title, what draws it, and returns what fetches and draws it anew] */
 const TABS = { "": ["New devices", newcomers], tokens: ["Tokens", tokens], audit: ["Audit trail", audit], settings: ["Settings", settings] };
 const ROWS = 50;
 
@@ -19,9 +20,18 @@ export function admin(main, scope) {
   const body = h("div", { class: "stack" });
   fill(main, h("div", { class: "head" }, h("h1", {}, "Administration"), me.may("admin") && h("nav", { class: "segments", "aria-label": "Administration" }, tabs)), body);
   if (!me.may("admin")) return fill(body, h("p", { class: "soft empty" }, `This needs the role admin; ${me.name} is ${me.role}.`));
-  const tell = (problem) => toast(problem.message, "bad");
-  return TABS[place]?.[1](body, scope, (work) => scope.attempt(work, tell));
+  const look = TABS[place]?.[1](body, scope);
+  scope.refresh = () => scope.act(async () => look?.());
+  return scope.refresh();
 }
+
+/** Make a change, say that it is made, and look again. */
+const change = (scope, work, said) =>
+  scope.act(async () => {
+    await work();
+    toast(said, "ok");
+    await scope.refresh();
+  });
 
 // ------------------------------------------------------------------ new devices
 
@@ -31,8 +41,9 @@ const TAKEN = {
   refuse: "Devices that nobody has registered are refused",
 };
 
-function newcomers(body, scope, attempt) {
+function newcomers(body, scope) {
   const waiting = h("section", { class: "card" });
+  const registered = h("p", { class: "note", role: "status" });
   const id = h("input", { id: "new-id", required: true, maxlength: 64, pattern: "[A-Za-z0-9._:\\-]+", title: "letters, digits and . _ : -", spellcheck: "false", autocomplete: "off" });
   const profile = h("select", { id: "new-profile" }, h("option", { value: "" }, "by its id"));
   const tags = h("input", { id: "new-tags", spellcheck: "false", autocomplete: "off" });
@@ -51,6 +62,7 @@ function newcomers(body, scope, attempt) {
         labelled("Tags", tags, "with spaces between"),
         h("button", { class: "primary" }, "Register"),
       ),
+      registered,
     ),
   );
 
@@ -58,9 +70,9 @@ function newcomers(body, scope, attempt) {
 
   function register(event) {
     event.preventDefault();
-    return attempt(async () => {
+    return scope.act(async () => {
       await admit([{ device_id: id.value, profile: profile.value || undefined, tags: tags.value.split(/\s+/).filter(Boolean) }]);
-      toast(`${id.value} is registered.`, "ok");
+      fill(registered, h("a", { class: "id", href: `#/devices/${api.part(id.value)}` }, id.value), " is registered. A token that it connects with is issued there.");
       event.target.reset();
       await look();
     });
@@ -72,18 +84,12 @@ function newcomers(body, scope, attempt) {
       api.get("/settings", {}, scope.signal),
     ]);
     const policy = all.find(({ key }) => key === "registry.unknown")?.value;
-    const approve = (entries) =>
-      attempt(async () => {
-        await admit(entries.map(({ device_id }) => ({ device_id })));
-        toast(entries.length === 1 ? `${entries[0].device_id} may take part.` : `${count(entries.length)} devices may take part.`, "ok");
-        await look();
-      });
-    const refuse = (one) =>
-      attempt(async () => {
-        await api.remove(`/registry/${api.part(one.device_id)}`, scope.signal);
-        toast(`${one.device_id} is deleted. If it sends again it waits here again.`, "ok");
-        await look();
-      });
+    const approve = (entries) => {
+      const all = entries.map(({ device_id }) => ({ device_id }));
+      return change(scope, () => admit(all), `${all.length === 1 ? all[0].device_id : `${count(all.length)} devices`} may take part.`);
+    };
+    const refuse = ({ device_id: gone }) =>
+      change(scope, () => api.remove(`/registry/${api.part(gone)}`, scope.signal), `${gone} is deleted. If it sends again it waits here again.`);
     fill(
       waiting,
       h("h2", {}, "Waiting for approval", devices.length > 0 && chip("silent", `${count(devices.length)}${next ? " and more" : ""}`)),
@@ -103,19 +109,18 @@ function newcomers(body, scope, attempt) {
     );
   }
 
-  attempt(async () => {
+  scope.act(async () => {
     const { profiles } = await api.get("/profiles", {}, scope.signal);
     profile.append(...profiles.map(({ name }) => h("option", { value: name }, name)));
   });
-  scope.refresh = () => attempt(look);
-  scope.refresh();
   // What a device in quarantine sends becomes a dead letter.
   scope.follow({ kind: ["dead_letter"] }, { dead_letter: (letter) => letter.reason === "quarantined" && !body.querySelector(".sure") && scope.refresh() });
+  return look;
 }
 
 // ------------------------------------------------------------------ tokens
 
-function tokens(body, scope, attempt) {
+function tokens(body, scope) {
   const list = h("section", { class: "card" });
   const made = h("div", { role: "status" });
   const name = h("input", { id: "token-name", required: true, maxlength: 64, spellcheck: "false", autocomplete: "off", placeholder: "wall-screen" });
@@ -123,12 +128,7 @@ function tokens(body, scope, attempt) {
 
   async function look() {
     const { tokens: all } = await api.get("/tokens", {}, scope.signal);
-    const revoke = (one) =>
-      attempt(async () => {
-        await api.remove(`/tokens/${api.part(one.name)}`, scope.signal);
-        toast(`${one.name} is revoked.`, "ok");
-        await look();
-      });
+    const revoke = (one) => change(scope, () => api.remove(`/tokens/${api.part(one.name)}`, scope.signal), `${one.name} is revoked.`);
     fill(
       list,
       h("h2", {}, "Tokens"),
@@ -149,19 +149,16 @@ function tokens(body, scope, attempt) {
 
   function make(event) {
     event.preventDefault();
-    return attempt(async () => {
+    return scope.act(async () => {
       const { token } = await api.post("/tokens", { name: name.value.trim(), role: role.value }, scope.signal);
-      const shown = h("input", { id: "token-made", readonly: true, value: token, onfocus: (e) => e.target.select() });
-      fill(made, h("div", { class: "preview" }, labelled(`The token of ${name.value.trim()}`, shown, "copy it now: it is shown this once, and stored only as a digest")));
+      showOnce(made, `The token of ${name.value.trim()}`, token);
       event.target.reset();
-      shown.focus();
       await look();
     });
   }
 
   fill(body, list, h("section", { class: "card" }, h("h2", {}, "Make a token"), h("form", { class: "row", onsubmit: make }, labelled("Name", name), labelled("Role", role), h("button", { class: "primary" }, "Make")), made));
-  scope.refresh = () => attempt(look);
-  scope.refresh();
+  return look;
 }
 
 // ------------------------------------------------------------------ who did what
@@ -185,11 +182,13 @@ const ACTS = {
   "PUT /registry/{device_id}/admission": "decided on a device",
   "DELETE /registry/{device_id}": "deleted a device",
   "POST /registry/{device_id}/credentials": "issued a credential",
+  "DELETE /registry/{device_id}/credentials/{credential_id}": "revoked a credential",
+  "DELETE /registry/{device_id}/credentials": "revoked all credentials",
   "POST /tokens": "made a token",
   "DELETE /tokens/{name}": "revoked a token",
 };
 
-function audit(body, scope, attempt) {
+function audit(body, scope) {
   let shown = [];
   const list = h("section", { class: "card" });
   fill(body, list);
@@ -206,17 +205,16 @@ function audit(body, scope, attempt) {
             shown.map((one) => [moment(one.at), one.who, h("span", { title: one.action }, ACTS[one.action] ?? one.action), [one.target && h("span", { class: "id" }, one.target, " "), h("span", { class: "soft" }, one.detail)], h("span", { class: "soft" }, one.address)]),
           )
         : h("p", { class: "soft" }, "Nobody has changed anything yet."),
-      found.next && h("button", { class: "quiet", onclick: () => attempt(() => page(found.next)) }, "Show earlier ones"),
+      found.next && h("button", { class: "quiet", onclick: () => scope.act(() => page(found.next)) }, "Show earlier ones"),
     );
   }
 
-  scope.refresh = () => attempt(() => page());
-  scope.refresh();
+  return () => page();
 }
 
 // ------------------------------------------------------------------ settings
 
-function settings(body, scope, attempt) {
+function settings(body, scope) {
   let all = [];
   const list = h("div", {});
   const search = h("input", { type: "search", "data-search": true, placeholder: "Part of a name  ( / )", "aria-label": "Search", oninput: draw });
@@ -234,10 +232,8 @@ function settings(body, scope, attempt) {
     );
   }
 
-  scope.refresh = () =>
-    attempt(async () => {
-      all = (await api.get("/settings", {}, scope.signal)).settings;
-      draw();
-    });
-  scope.refresh();
+  return async () => {
+    all = (await api.get("/settings", {}, scope.signal)).settings;
+    draw();
+  };
 }

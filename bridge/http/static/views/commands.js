@@ -165,15 +165,12 @@ function schedule(one, scope, refresh) {
   const open = async () => {
     const { runs, args, target } = await api.get(path, {}, scope.signal);
     const cancel = () =>
-      scope.attempt(
-        async () => {
-          await api.post(`${path}/cancel`, undefined, scope.signal);
-          details.open = false;
-          toast(`${one.name} is not sent again.`, "ok");
-          await refresh();
-        },
-        (problem) => toast(problem.message, "bad"),
-      );
+      scope.act(async () => {
+        await api.post(`${path}/cancel`, undefined, scope.signal);
+        details.open = false;
+        toast(`${one.name} is not sent again.`, "ok");
+        await refresh();
+      });
     fill(
       body,
       h("p", {}, "To ", targetText(target), args !== null && [", with ", brief(args)]),
@@ -196,12 +193,14 @@ const RUNS = { started: "succeeded", skipped: "expired", refused: "failed" };
 // ------------------------------------------------------------------ one rollout
 
 function rollout(main, scope, id) {
+  const title = h("div", { class: "head" });
   const head = h("div", {});
   const filter = h("div", { class: "segments", role: "group", "aria-label": "Status" });
   let steps = null;
   let status = "";
+  let shown = null;
   const list = h("div", {});
-  fill(main, h("p", { class: "crumb" }, h("a", { href: "#/commands" }, "Commands")), head, h("section", { class: "card" }, h("h2", {}, "What became of each"), filter, list));
+  fill(main, h("p", { class: "crumb" }, h("a", { href: "#/commands" }, "Commands")), title, head, h("section", { class: "card" }, h("h2", {}, "What became of each"), filter, list));
 
   function choose(wanted) {
     status = wanted;
@@ -211,10 +210,11 @@ function rollout(main, scope, id) {
   }
 
   function draw(one) {
-    const running = one.status === "running";
+    // Not every second: the button asks once more.
+    if (one.status !== shown) fill(title, h("h1", {}, one.name), chip(one.status), one.status === "running" && me.may("operator") && stop);
+    shown = one.status;
     fill(
       head,
-      h("div", { class: "head" }, h("h1", {}, one.name), chip(one.status), running && me.may("operator") && h("button", { class: "danger", onclick: cancel }, "Stop it")),
       h("p", { class: "soft" }, targetText(one.target), `, ${count(one.at_once)} at once`, one.stop_after && `, stops after ${one.stop_after} failures`, one.cause && `. ${one.cause}`),
       h("section", { class: "card" }, progress(one)),
     );
@@ -226,8 +226,7 @@ function rollout(main, scope, id) {
     );
   }
 
-  const cancel = () => scope.attempt(async () => draw(await api.post(`/rollouts/${api.part(id)}/cancel`, undefined, scope.signal)), (problem) => toast(problem.message, "bad"));
-
+  const stop = sureButton("Stop it", "Really stop it?", () => scope.act(async () => draw(await api.post(`/rollouts/${api.part(id)}/cancel`, undefined, scope.signal))));
   const look = async () => draw(await api.get(`/rollouts/${api.part(id)}`, {}, scope.signal));
   scope.refresh = () => {
     scope.attempt(look);
@@ -239,7 +238,7 @@ function rollout(main, scope, id) {
       await look();
     } catch (problem) {
       if (problem.status !== 404) throw problem;
-      fill(head, h("h1", {}, "There is no such rollout"));
+      fill(title, h("h1", {}, "There is no such rollout"));
       scope.leave();
     }
   });

@@ -4,6 +4,7 @@ import * as api from "../api.js";
 import { fill, h } from "../dom.js";
 import { FieldChart } from "../chart.js";
 import { measured } from "../fields.js";
+import { Credentials } from "../credentials.js";
 import { Steps } from "../steps.js";
 import { ago, brief, count, duration, json, moment, value } from "../format.js";
 import { letterList } from "../letterlist.js";
@@ -37,11 +38,12 @@ export function device(main, scope) {
   const messages = h("ol", { class: "messages" });
   const letters = h("div", {});
   const send = h("section", { class: "card" });
+  const keys = me.may("admin") ? new Credentials(id, scope) : null;
   fill(
     content,
     h("section", { class: "card wide" }, chart.element),
     h("div", { class: "stack" }, send, h("section", { class: "card" }, h("h2", {}, "Commands"), steps.element)),
-    h("div", { class: "stack" }, h("section", { class: "card" }, twin.element), h("section", { class: "card" }, h("h2", {}, "Presence"), presence)),
+    h("div", { class: "stack" }, h("section", { class: "card" }, twin.element), h("section", { class: "card" }, h("h2", {}, "Presence"), presence), keys && h("section", { class: "card" }, keys.element)),
     h("section", { class: "card wide" }, h("h2", {}, "Last messages"), messages),
     h("section", { class: "card wide" }, h("h2", {}, "Dead letters"), letters),
   );
@@ -129,7 +131,7 @@ export function device(main, scope) {
     scope.attempt(
       async () => {
         if (!(await look())) return;
-        await Promise.all([form(), chart.refresh(), twin.refresh(), steps.refresh(), past(), latest(), refused()]);
+        await Promise.all([form(), chart.refresh(), twin.refresh(), steps.refresh(), past(), latest(), refused(), keys?.refresh()]);
       },
       (problem) => fill(missing, problem.message),
     );
