@@ -42,6 +42,7 @@ app = typer.Typer(
 app.command()(serve.serve)
 app.command()(simulate.simulate)
 app.add_typer(registry.app, name="devices")
+app.add_typer(registry.app, name="device", hidden=True)  # as one says it of one: `device show`
 app.command()(send.send)
 app.command()(commands.commands)
 app.command()(commands.rollouts)

@@ -38,7 +38,7 @@ def test_one_device_and_the_whole(simulated: BridgeProcess) -> None:
     assert (line["action"], line["target"]) == ("POST /devices/{device_id}/commands", device)
     assert json.loads(books["ledger"].stdout)["difference"] == 0
     assert json.loads(books["sinks"].stdout) == []
-    shown = simulated.run("devices", "show", device)
+    shown = simulated.run("device", "show", device)
     assert shown.returncode == 0, shown.stderr
     assert "online" in shown.stdout
     assert "reboot succeeded" in shown.stdout
