@@ -217,4 +217,6 @@ async def _described(connection: AsyncConnection, device_id: str) -> Entry:
 
 
 def _no_device(device_id: str) -> RefusedError:
-    return RefusedError("no_device", f"there is no device {device_id!r}")
+    return RefusedError(
+        "no_device", f"there is no device {device_id!r}: `mqtt-bridge devices add {device_id}` makes it known"
+    )

@@ -72,6 +72,14 @@ class Passwords:
 def _read(path: Path) -> dict[str, User]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        # The first start of a container, for one: devices may have tokens of their own, and a mistake lets nobody in.
+        log.warning(
+            "there is no password file yet: nobody gets in by it",
+            file=str(path),
+            make_it=f"mqtt-bridge passwd {path} NAME",
+        )
+        return {}
     except OSError as error:
         raise StartError(f"the password file {path} cannot be read: {error.strerror}") from error
     users = {}

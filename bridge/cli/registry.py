@@ -83,6 +83,21 @@ def show(device: Device, as_json: JsonOption = False) -> None:
     operate.show(device, as_json)
 
 
+@app.command()
+def add(
+    devices: Annotated[list[str], typer.Argument(help="Ids of devices.")],
+    profile: Annotated[str | None, typer.Option(help="What kind of device.")] = None,
+    tag: Tag = None,
+) -> None:
+    """Register devices, before or after they are first heard of."""
+    fields: dict[str, Any] = {"profile": profile} if profile is not None else {}
+    if tag:
+        fields["tags"] = tag
+    with connect() as api:
+        answer = api.post("/api/v1/registry", {"devices": [{"device_id": one, **fields} for one in devices]})
+    print(f"{answer['devices']} registered, {answer['new']} of them new.")
+
+
 @app.command("set")
 def set_(
     device: Device,

@@ -132,22 +132,30 @@ def test_migrations_come_from_the_wheel(contained: BridgeProcess) -> None:
 
 
 def test_the_container_s_way_of_life(contained: BridgeProcess) -> None:
-    """First the operator's password, then serve for all addresses, healthy while it runs and only then."""
-    refused = contained.refuse()
-    assert refused != 0, "it starts for all addresses without a single password"
-
-    passwords = str(contained.data / "passwords")
-    for name, role in {"operator": "operator", "fridge-7": "device"}.items():
-        added = contained.run("passwd", passwords, name, "--role", role, "--password-stdin", typed="correct\n")
-        assert added.returncode == 0, added.stdout + added.stderr
+    """The first start needs nothing made before it: a device gets a token, an operator of MQTT a line in the password
+    file, which the next start reads. Healthy while it runs and only then."""
     assert contained.run("healthcheck").returncode == 1
     contained.start()
     assert contained.run("healthcheck").returncode == 0
+    assert contained.run("devices", "add", "fridge-7").returncode == 0
+    issued = contained.run("devices", "issue", "fridge-7")
+    assert issued.returncode == 0, issued.stdout + issued.stderr
+    assert contained.terminate() == 0
+    contained.start()
 
-    for wrong in ({}, {"username": "operator", "password": "wrong"}):
+    for wrong in ({}, {"username": "operator", "password": "correct"}, {"username": "fridge-7", "password": "wrong"}):
         with Device(contained, "stranger", **wrong) as stranger:
             assert stranger.refused
-    with Device(contained, "fridge-7", username="fridge-7", password="correct") as device:
+    added = contained.run(
+        "passwd", str(contained.data / "passwords"), "operator", "--role", "operator", "--password-stdin",
+        typed="correct\n",
+    )  # fmt: skip
+    assert added.returncode == 0, added.stdout + added.stderr
+    assert contained.terminate() == 0
+    contained.start()
+    with Device(contained, "anybody", username="operator", password="correct") as operator:
+        assert not operator.refused
+    with Device(contained, "fridge-7", username="fridge-7", password=issued.stdout.strip()) as device:
         assert not device.refused
         device.publish_acknowledged("devices/fridge-7/telemetry", '{"id": "a", "temperature": 4.2}')
     assert contained.stored_ids() == {"a"}
