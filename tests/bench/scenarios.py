@@ -288,11 +288,20 @@ def module(name: str) -> Callable[[Bench], list[Row]]:
 
     def run(bench: Bench) -> list[Row]:
         command = [sys.executable, "-m", f"tests.bench.{name}", "--seconds", f"{bench.seconds:g}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=300)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=600)
         if done.returncode:
             raise LoadError(f"{name}: ended with {done.returncode}")
         found = json.loads(done.stdout.splitlines()[-1])
-        return [Row(**{**row, "goal": Goal(**row["goal"]) if row.get("goal") else None}) for row in found]
+        return [
+            Row(
+                **{
+                    **row,
+                    "goal": Goal(**row["goal"]) if row.get("goal") else None,
+                    "notes": set(row.get("notes", ())),
+                }
+            )
+            for row in found
+        ]
 
     return run
 

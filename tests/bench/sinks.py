@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import statistics
 import tempfile
 import threading
 import time
@@ -28,8 +29,6 @@ from tests.bench.scenarios import Load
 from tests.bench.servers import Bridge
 from tests.servers import HOST, free_port
 
-ROUNDS = 9
-"""The first of them only warms up: what is new is slow."""
 DRIP = 0.1
 """Seconds between two bytes of an answer without end."""
 CATCH_UP = 60.0
@@ -73,46 +72,90 @@ def webhook(name: str, port: int) -> str:
     return f'[sinks.{name}]\ntype = "webhook"\nurl = "http://{HOST}:{port}/"\ntimeout = 1\n'
 
 
-def isolation(seconds: float) -> list[dict[str, Any]]:
-    """Two bridges that both pass readings on to files, one with three dead sinks beside, loaded in turns."""
-    rates: dict[str, dict[bool, list[float]]] = {name: {True: [], False: []} for name in ("intake", "sink")}
+class Side:
+    """A bridge that passes readings on to a file, with or without dead sinks beside."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+        self.intake: list[float] = []
+        self.sink: list[float] = []
+        self.processor: list[float] = []
+        """Microseconds of the processor for each message, from its arrival until the healthy sink has it."""
+        self._stored = 0
+        self._process = psutil.Process(bridge.pid)
+
+    def load(self, seconds: float, *, counts: bool) -> None:
+        """One run; `counts`: it is remembered."""
+        began = time.perf_counter()
+        spent = self._spent()
+        result = Load(self.bridge, "bursts", connections=50, burst=100, seconds=seconds).result()
+        self._stored += int(result["acked"])
+        passed_on(self.bridge, self._stored)
+        if counts:
+            self.intake.append(result["rate"])
+            self.sink.append(result["acked"] / (time.perf_counter() - began))
+            self.processor.append((self._spent() - spent) / result["acked"] * 1e6)
+
+    def _spent(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
+
+def isolation(seconds: float, pairs: int) -> list[dict[str, Any]]:
+    """A bridge without dead sinks, one beside each kind of them, and one beside all: each is loaded in turns with the
+    first, so that every run has its own to be compared with."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-sinks-")))
-        dead = webhook("silent", stack.enter_context(receiver(drips=False)))
-        dead += webhook("dripping", stack.enter_context(receiver(drips=True))) + webhook("absent", free_port())
-        bridges = {}
-        for beside_dead in (False, True):
-            files = folder / str(beside_dead)
+        dead = {
+            "an absent port": webhook("absent", free_port()),
+            "a silent server": webhook("silent", stack.enter_context(receiver(drips=False))),
+            "a dripping server": webhook("dripping", stack.enter_context(receiver(drips=True))),
+        }
+        dead["all three"] = "".join(dead.values())
+
+        def side(number: int, beside: str) -> Side:
+            files = folder / str(number)
             files.mkdir()
             healthy = f'[sinks.healthy]\ntype = "ndjson"\nbatch = 5000\nfolder = "{files}"\n'
-            bridges[beside_dead] = stack.enter_context(Bridge(config=healthy + dead if beside_dead else healthy))
-        stored = {False: 0, True: 0}
-        for number in range(ROUNDS):
-            # Whoever is second finds the machine as the first has left it: so each is first as often as the other.
-            for beside_dead in (False, True) if number % 2 else (True, False):
-                bridge = bridges[beside_dead]
-                began = time.perf_counter()
-                result = Load(bridge, "bursts", connections=50, burst=100, seconds=seconds).result()
-                stored[beside_dead] += int(result["acked"])
-                passed_on(bridge, stored[beside_dead])
-                if number:
-                    rates["intake"][beside_dead].append(result["rate"])
-                    rates["sink"][beside_dead].append(result["acked"] / (time.perf_counter() - began))
-        retries = {sink["name"]: sink["retries"] for sink in bridges[True].ask("sinks")["sinks"]}
-    if not all(retries[name] for name in ("silent", "dripping", "absent")):
-        raise RuntimeError(f"a dead sink was not even tried: {retries}")
-    names = {"intake": "intake beside three dead sinks", "sink": "a healthy sink beside them"}
-    return [
-        {
-            "name": name,
+            return Side(stack.enter_context(Bridge(config=healthy + beside)))
+
+        sides = {name: side(number, settings) for number, (name, settings) in enumerate(dead.items(), 1)}
+        alone = side(0, "")
+        for number in range(1 + pairs):
+            for beside in sides.values():
+                # Whoever is second finds the machine as the first has left it: so each is first as often as the other.
+                for one in (alone, beside) if number % 2 else (beside, alone):
+                    one.load(seconds, counts=number > 0)
+        for name, one in sides.items():
+            retries = {sink["name"]: sink["retries"] for sink in one.bridge.ask("sinks")["sinks"]}
+            if not all(count for sink, count in retries.items() if sink != "healthy"):
+                raise RuntimeError(f"a dead sink was not even tried ({name}): {retries}")
+    return [row for number, name in enumerate(sides) for row in compared(name, sides[name], alone, number, len(sides))]
+
+
+def compared(name: str, beside: Side, alone: Side, first: int, every: int) -> Iterator[dict[str, Any]]:
+    """The rows for one kind of dead sinks; its runs were made in turns with every so many of those `alone`."""
+    spent = [a / b for a, b in zip(beside.processor, alone.processor[first::every], strict=True)]
+    for what in ("intake", "sink"):
+        with_them, without = getattr(beside, what), getattr(alone, what)[first::every]
+        ratios = [a / b for a, b in zip(with_them, without, strict=True)]
+        yield {
+            "name": f"{'intake' if what == 'intake' else 'a healthy sink'} beside dead sinks: {name}",
             "unit": "msg/s",
-            "bridge": rates[what][True],
-            "peer": rates[what][False],
-            "peer_name": "without them",
+            "bridge": with_them,
+            "peer": without,
+            "peer_name": "without",
             "goal": {"bound": 0.95, "at_least": True, "ratio": True},
+            "notes": [
+                f"{len(ratios)} pairs of runs, whose ratios are {spread(ratios)}; the processor's time for a message,"
+                f" from its arrival to the healthy sink, in the same runs {spread(spent)} of that without"
+            ],
         }
-        for what, name in names.items()
-    ]
+
+
+def spread(ratios: list[float]) -> str:
+    """The least, the median and the most."""
+    return f"{min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}"
 
 
 def passed_on(bridge: Bridge, count: int) -> None:
@@ -189,9 +232,10 @@ async def outage() -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.sinks", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.5)
+    parser.add_argument("--seconds", type=float, default=2.5, help="of load in each two runs: short ones, and many")
+    parser.add_argument("--pairs", type=int, default=5, help="of runs, for each kind of dead sinks")
     args = parser.parse_args(argv)
-    rows = isolation(args.seconds)
+    rows = isolation(args.seconds / 2, args.pairs)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         rows += runner.run(outage())
     print(json.dumps(rows))
