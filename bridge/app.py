@@ -39,7 +39,7 @@ from bridge.receipts import Ledger
 from bridge.registry import Admission
 from bridge.settings import Settings
 from bridge.sinks.build import Plan, feeders
-from bridge.standby import Standby
+from bridge.standby import LONG_SPOOL, Standby
 from bridge.storage import hypertable
 from bridge.storage import migrate as schema
 from bridge.storage.committed import Source
@@ -125,7 +125,8 @@ class Bridge:
         """Start every part, the database first and the doors last. On failure what was started is stopped.
 
         Where the database has been reached in an earlier run, and is away now, this waits for it, and stands by
-        meanwhile (see `Standby`). False if `stop` was set before it came.
+        meanwhile (see `Standby`); so it does until the database has what an earlier run has left in the spool, if that
+        is much. False if `stop` was set before.
         """
         async with contextlib.AsyncExitStack() as undo:
             reached = await self._reach(undo, migrate, stop or asyncio.Event())
@@ -184,20 +185,21 @@ class Bridge:
                 self.telemetry_in = await self.database.read(hypertable.layout)
             await self.retention.prepare()
 
+        away: BridgeError | None = None
         try:
             await reach()
-        except (DatabaseAwayError, StorageUnavailableError) as away:
-            # The first start needs it: an address that is wrong must not look like an outage.
-            self.spool = await self._open_spool(undo)
-            if self.database.dialect == "sqlite" or self.spool is None or self.spool.last_id is None:
-                raise
+        except (DatabaseAwayError, StorageUnavailableError) as error:
+            away = error
+        self.spool = spool = await self._open_spool(undo)
+        if spool is not None and self.database.dialect == "postgresql":
             self.copy = copy = await self._open_copy(undo)
-            standby = Standby(settings, self.topics, self.ledger, self.database, self.spool, copy, self._http_socket)
             doors = alike(self.profiles, UNKNOWN[settings.registry.unknown])
-            return await standby.run(reach, away, stop, doors=doors)
-        self.spool = await self._open_spool(undo)
-        if self.database.dialect != "sqlite" and self.spool is not None:
-            self.copy = await self._open_copy(undo)
+            if spool.last_id is not None and (away is not None or (doors and spool.rows > LONG_SPOOL)):
+                standby = Standby(settings, self.topics, self.ledger, self.database, spool, copy, self._http_socket)
+                return await standby.run(reach, away, stop, doors=doors)
+        if away is not None:
+            # The first start needs it: an address that is wrong must not look like an outage.
+            raise away
         return True
 
     async def _start(self, undo: contextlib.AsyncExitStack) -> None:

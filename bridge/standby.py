@@ -1,4 +1,5 @@
-"""The bridge from its start until the database answers: telemetry is taken into the spool, and little else is done."""
+"""The bridge from its start until the database answers and has what was spooled: telemetry is taken into the spool, and
+little else is done."""
 
 from __future__ import annotations
 
@@ -34,6 +35,8 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two tries to reach the database."""
+LONG_SPOOL: Final = 20_000
+"""Rows in the spool of an earlier run that take longer than a start may: more than a second or two."""
 SAY_EVERY: Final = 60.0
 """Seconds between two lines in the log that it is still away."""
 
@@ -69,6 +72,7 @@ class Standby:
             spool=spool,
             spool_after=settings.spool.after,
         )
+        self._spool = spool
         self._settings = settings
         self._topics = topics
         self._store = SessionStore(database, self.writer)
@@ -78,20 +82,23 @@ class Standby:
         """Why the database cannot be reached; empty when it is."""
 
     async def run(
-        self, reach: Callable[[], Awaitable[None]], away: BridgeError, stop: asyncio.Event, *, doors: bool
+        self, reach: Callable[[], Awaitable[None]], away: BridgeError | None, stop: asyncio.Event, *, doors: bool
     ) -> bool:
         """Until the database is reached and has all that was spooled. False if `stop` was set before that. `reach` is
-        called until it raises neither DatabaseAwayError nor StorageUnavailableError, as `away` is one; `doors`:
-        whether devices are let in.
+        called until it raises neither DatabaseAwayError nor StorageUnavailableError, as `away` is one; None if it is
+        reached already. `doors`: whether devices are let in.
 
         Raises StartError when something else is wrong with the database, BridgeError when a part of this fails.
         """
-        self._away = str(away)
-        log.warning(
-            "the database cannot be reached; trying again until it can",
-            error=self._away,
-            meanwhile="readings go into the spool" if doors else "no device is let in: their profiles matter",
-        )
+        if away is None:
+            log.info("committing what is in the spool; readings go behind it", rows=self._spool.rows)
+        else:
+            self._away = str(away)
+            log.warning(
+                "the database cannot be reached; trying again until it can",
+                error=self._away,
+                meanwhile="readings go into the spool" if doors else "no device is let in: their profiles matter",
+            )
         async with contextlib.AsyncExitStack() as undo:
             parts = await self._open(undo, doors=doors)
             reaching = asyncio.create_task(self._reach(reach, doors=doors), name="the way to the database")
@@ -115,7 +122,7 @@ class Standby:
         grace = settings.shutdown_timeout / 3
         parts = []
         if doors:
-            await self.writer.stand_by(self._away)
+            await self.writer.stand_by(self._away or "it holds what an earlier run has left")
             undo.push_async_callback(self.writer.stop, grace)
             parts.append(self.writer.task)
             intake = StandIn(self.writer, time.time)
@@ -159,7 +166,7 @@ class Standby:
                     log.warning("the database is still away", seconds=round(now - began), error=self._away)
             else:
                 self._away = ""
-        log.info("the database is reached", seconds=round(time.monotonic() - began, 1))
+                log.info("the database is reached", seconds=round(time.monotonic() - began, 1))
         if doors and self.writer.diversion is not None:
             self.writer.reached()
             await self.writer.diversion.ended.wait()

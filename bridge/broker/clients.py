@@ -61,7 +61,7 @@ class Clients:
             return
         if not self._restored and session is None:
             if not connect.clean:
-                connection.refuse(packets.UNAVAILABLE, "sessions_unknown", "the database has not been reached yet")
+                connection.refuse(packets.UNAVAILABLE, "sessions_unknown", "what was kept of it has not been read yet")
                 return
             if self._store is not None:
                 self._store.end(client_id)  # the session that it may have had [MQTT-3.1.2-6]

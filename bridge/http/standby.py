@@ -1,4 +1,5 @@
-"""What is answered while the database has not been reached since the start: health, metrics, and to all else that."""
+"""What is answered while the database has not been reached since the start, or has not what was spooled before: health,
+metrics, and to all else that."""
 
 from __future__ import annotations
 
@@ -25,6 +26,6 @@ def build(checks: Mapping[str, Check], degraded: Callable[[], str | None], metri
 
     @app.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     async def all_else(path: str) -> Response:
-        raise StorageUnavailableError(f"/{path[:200]} needs the database, which has not been reached since the start")
+        raise StorageUnavailableError(f"/{path[:200]} needs the database with all that is in the spool: see /readyz")
 
     return app

@@ -203,7 +203,7 @@ def condition(bridge: BridgeProcess) -> str:
 
 
 def refused_in_time(victim: Victim) -> None:
-    """Whoever needs the database, which has not been reached since the start, is told so at once."""
+    """Whoever needs the database, while the bridge stands by, is told so at once."""
     bridge = victim.bridge
     sent = bridge.run("send", "fleet-1", "reboot")
     assert sent.returncode != 0
