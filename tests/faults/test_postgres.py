@@ -158,7 +158,7 @@ def test_postgres_under_load(
         for tried, (name, (fault, lengths)) in enumerate(faults.items()):
             many = f", {', '.join(map(str, lengths))} s in turn" if torture.long and len(lengths) > 1 else ""
             row = torture.row(f"PostgreSQL {name}{many}")
-            for number in torture.rounds(row, 1, 4 * len(lengths), faults_left=len(faults) - tried):
+            for number in torture.rounds(row, 1, max(4, 2 * len(lengths)), faults_left=len(faults) - tried):
                 fleet.wait_for(200)
                 with fault(postgres, proxy):
                     until = now() + torture.pick(0, lengths[(number - 1) % len(lengths)])

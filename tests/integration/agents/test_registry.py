@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bridge.agents import registry as registry_module
 from bridge.agents.registry import Registry
 from bridge.agents.services import Rules
 from bridge.commands import CommandRequest
-from bridge.errors import RefusedError
+from bridge.errors import RefusedError, StorageUnavailableError
 from bridge.profiles import Profile, Profiles
 from bridge.receipts import Outcome, Receipt
 from bridge.registry import MAX_CREDENTIALS, Admission, Entry
 from bridge.storage import deadletters, telemetry
 from bridge.storage import registry as stored
+from bridge.storage.credentials import CredentialCopy
 from tests.integration.agents.house import House, Line, house
 from tests.waiting import eventually
 
@@ -235,3 +240,38 @@ async def test_credentials_of_one_device_are_few(url: str) -> None:
 
 async def opens(registry: Registry, device_id: str, *tokens: str) -> list[bool | None]:
     return [await registry.check(device_id, token.encode()) for token in tokens]
+
+
+async def test_the_copy_is_asked_when_the_database_does_not_answer(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once or not in time; what is revoked meanwhile is in the copy, too."""
+    monkeypatch.setattr(registry_module, "ANSWER_WITHIN", 0.01)
+    answers = asyncio.Event()
+
+    async def silent(fn: object) -> dict[str, object]:
+        await answers.wait()
+        return {}
+
+    async def away(fn: object) -> None:
+        raise StorageUnavailableError("away")
+
+    async with house(url) as h:
+        copy = await CredentialCopy.open(tmp_path / "credentials.db")
+        await copy.refresh(h.database)
+        registry = Registry(h.services, h.router, h.database, copy)
+        registry.kick = h.kick
+        await registry.put([Entry("a"), Entry("b")])
+        tokens = {device_id: (await registry.issue(device_id))[1].encode() for device_id in "ab"}
+        with monkeypatch.context() as patched:
+            for look_up in (away, silent):
+                patched.setattr(h.database, "look_up", look_up)
+                assert await registry.check("a", tokens["a"]) is True
+                assert await registry.check("a", tokens["b"]) is False
+                assert await registry.check("c", tokens["a"]) is None
+            await registry.revoke("a")
+            assert await registry.check("a", tokens["a"]) is None
+            assert await registry.check("b", tokens["b"]) is True
+            answers.set()
+        assert await registry.check("b", tokens["b"]) is True
+        await copy.close()
