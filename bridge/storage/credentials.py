@@ -37,8 +37,10 @@ REFRESH_EVERY: Final = 3600.0
 """Seconds from one look at all of the database's credentials to the next."""
 RETRY: Final = 10.0
 """Seconds to the next try when that has failed."""
-PORTION: Final = 1_000
+PORTION: Final = 500
 """Credentials that are compared at a time."""
+PAUSE: Final = 3.0
+"""Times as long as a portion has taken, until the next one: nobody waits for it, and a million are many."""
 _COMPLETE: Final = 1
 """The file's `user_version` once it has held all that the database has."""
 _COLUMNS: Final = tuple(credentials.c[name] for name in Credential._fields)
@@ -126,9 +128,11 @@ class CredentialCopy:
 
     async def refresh(self, database: Database) -> None:
         """Compare all credentials with those of the database, and write what differs. Raises StorageError."""
+        loop = asyncio.get_running_loop()
         after = ""
         try:
             while True:
+                began = loop.time()
                 self._changed = set()
                 found = await database.read(partial(_portion, after=after))
                 last = found[-1].credential_id if len(found) == PORTION else None
@@ -136,6 +140,7 @@ class CredentialCopy:
                 if last is None:
                     break
                 after = last
+                await asyncio.sleep(PAUSE * (loop.time() - began))
         finally:
             self._changed = None
         await self._write(lambda connection: connection.exec_driver_sql(f"PRAGMA user_version = {_COMPLETE}"))
