@@ -77,7 +77,10 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, Text]]:
     devices, commands, ledger = summary["devices"], summary["commands"], summary["ledger"]
     dropped = sum(ledger["dropped"].values())
     presences = [(f"{name} {devices.get(name, 0)}", style) for name, style in PRESENCES.items()]
-    reached = [f"{status} {commands[status]}" for status in CommandStatus if commands.get(status)]
+    # They are counted at each step: those that have not ended are the difference.
+    ended = {status.value: commands.get(status, 0) for status in CommandStatus if status.final}
+    numbers = {"under way": max(0, commands.get(CommandStatus.QUEUED, 0) - sum(ended.values())), **ended}
+    counted = [f"{name} {number:,}" for name, number in numbers.items() if number]
     settled = [
         f"received {ledger['received']:,}",
         f"committed {ledger['committed']:,}",
@@ -93,7 +96,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, Text]]:
             "messages",
             Text(f"{summary['messages_per_second']:,.1f}/s, committed {summary['committed_per_second']:,.1f}/s"),
         ),
-        ("commands", Text(", ".join(reached) or "none yet")),
+        ("commands", Text(", ".join(counted) or "none yet")),
         (
             "ledger",
             _joined([(", ".join(settled), ""), (f"difference {difference}", "bold red" if difference else "green")]),

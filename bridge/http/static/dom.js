@@ -49,6 +49,15 @@ export function fill(element, ...children) {
   return element;
 }
 
+/** What calls `work` once, when it has not been called itself for a moment: nobody types any more, no more comes in. */
+export function settled(work) {
+  let timer = 0;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(work, 250);
+  };
+}
+
 /** Whether somebody is typing, choosing or reading in `element`: then it is not replaced under their hands. */
 export function busy(element) {
   return element.contains(document.activeElement) && document.activeElement !== element;

@@ -20,7 +20,7 @@ def taken(ledger: Ledger) -> dict[str, Any]:
         "devices": {"known": 28, "online": 25, "offline": 3},
         "messages_per_second": 1234.5,
         "committed_per_second": 1200.0,
-        "commands": {"queued": 2, "succeeded": 1},
+        "commands": {"queued": 2, "sent": 2, "succeeded": 1},
         "agents": {"awake": 25, "asleep": 0},
         "ledger": ledger.as_dict(),
         "loop_lag_p99_ms": 1.2,
@@ -47,8 +47,8 @@ def drawn(draw: Callable[[], object]) -> str:
 def test_the_figures(ledger: Ledger) -> None:
     text = line(taken(ledger))
     for expected in (
-        "online 25", "silent 0", "offline 3", "known 28", "1,234.5/s", "committed 1,200.0/s", "queued 2, succeeded 1",
-        "received 1,012", "committed 1,000", "dropped 5", "in flight 7", "difference 0",
+        "online 25", "silent 0", "offline 3", "known 28", "1,234.5/s", "committed 1,200.0/s",
+        "under way 1, succeeded 1", "received 1,012", "committed 1,000", "dropped 5", "in flight 7", "difference 0",
     ):  # fmt: skip
         assert expected in text
     assert "\n" not in text

@@ -2,7 +2,7 @@
 // commands of all.
 
 import * as api from "../api.js";
-import { fill, h } from "../dom.js";
+import { fill, h, settled } from "../dom.js";
 import { ago, brief, count, moment } from "../format.js";
 import { me } from "../me.js";
 import { commandForm, labelled } from "../sendform.js";
@@ -145,12 +145,7 @@ async function bulk(scope) {
     fill(form.querySelector("button.primary"), when.value === "now" ? "Send to these devices" : "Plan it");
   }
 
-  let typing = 0;
-  const later = () => {
-    clearTimeout(typing);
-    typing = setTimeout(look, 250);
-  };
-  for (const input of [tag, named]) input.addEventListener("input", later);
+  for (const input of [tag, named]) input.addEventListener("input", settled(look));
   for (const input of [who, profile, status]) input.addEventListener("change", look);
   profile.addEventListener("change", drawForm);
   drawForm();

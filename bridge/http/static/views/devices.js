@@ -1,7 +1,7 @@
 // All devices, a page at a time.
 
 import * as api from "../api.js";
-import { fill, h } from "../dom.js";
+import { fill, h, settled } from "../dom.js";
 import { ago, count, value } from "../format.js";
 import { numbersOf } from "../fields.js";
 import { spark } from "../plot.js";
@@ -67,11 +67,10 @@ export function devices(main, scope) {
     );
   }
 
-  let typing = 0;
+  const soon = settled(choose);
   const typed = (name) => (event) => {
     wanted[name] = event.target.value.trim();
-    clearTimeout(typing);
-    typing = setTimeout(choose, 250);
+    soon();
   };
 
   fill(

@@ -1,7 +1,7 @@
 // Dead letters: read, replay, drop.
 
 import * as api from "../api.js";
-import { busy, fill, h } from "../dom.js";
+import { busy, fill, h, settled } from "../dom.js";
 import { count } from "../format.js";
 import { letterList } from "../letterlist.js";
 import { me } from "../me.js";
@@ -21,15 +21,14 @@ export function letters(main, scope) {
   const replay = h("button", { class: "primary", disabled: true, onclick: () => scope.attempt(replayChosen, tell) }, "Replay");
   const arrived = h("button", { class: "quiet", hidden: true, onclick: () => refresh() });
 
-  let typing = 0;
+  const soon = settled(() => {
+    scope.remember(wanted);
+    chosen.clear();
+    refresh();
+  });
   const typed = (name) => (event) => {
     wanted[name] = event.target.value.trim();
-    clearTimeout(typing);
-    typing = setTimeout(() => {
-      scope.remember(wanted);
-      chosen.clear();
-      refresh();
-    }, 250);
+    soon();
   };
   fill(
     main,
@@ -103,11 +102,5 @@ export function letters(main, scope) {
 
   scope.refresh = refresh;
   refresh();
-  let soon = 0;
-  scope.follow({ kind: ["dead_letter"] }, {
-    dead_letter: () => {
-      clearTimeout(soon);
-      soon = setTimeout(() => scope.over || come(), 300);
-    },
-  });
+  scope.follow({ kind: ["dead_letter"] }, { dead_letter: settled(() => scope.over || come()) });
 }
