@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 
 from bridge.settings import Settings
+from bridge.testing import harness
 from tests.acceptance.clients import Device
 from tests.acceptance.conftest import MakeBridge
 from tests.acceptance.process import ROOT, BridgeProcess, clean_environment
@@ -239,6 +241,19 @@ def test_what_is_set_on_a_page_can_be_set(page: Path, tmp_path: Path, monkeypatc
             profiles = settings.complete_profiles()
             assert {profile.name for profile in profiles} >= settings.profiles.keys()
             assert settings.origins() != Settings().origins(), block
+
+
+def test_the_class_in_the_readme_is_an_agent() -> None:
+    (code,) = [text for label, text in ANY_BLOCK.findall((ROOT / "README.md").read_text()) if label == "python"]
+    names: dict[str, Any] = {"__name__": "coldchain"}
+    exec(compile("from __future__ import annotations\n" + code, "coldchain.py", "exec"), names)  # noqa: S102 - our page
+
+    async def main() -> None:
+        async with harness(names["Freezer"], device_id="f1") as device:
+            await device.telemetry({"temperature": -3})
+            assert device.commands == [("compressor", {"on": True}, 30)]
+
+    asyncio.run(main())
 
 
 def test_the_state_of_a_page_s_agent_is_migrated_from_the_one_before(tmp_path: Path) -> None:
