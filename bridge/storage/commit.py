@@ -1,8 +1,9 @@
-"""One batch on its way into the database: all of it in one transaction, once, whatever answers are lost."""
+"""Batches on their way into the database: all of them in one transaction, once, whatever answers are lost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, final
 
 import structlog
@@ -24,27 +25,28 @@ _SET_MARK: Final = text(
 
 @final
 class Commit:
-    """Made for one batch; `attempt` is called until it returns.
+    """Made for batches that are committed together, in their order; `attempt` is called until it returns.
 
     When the answer to a COMMIT is lost nobody knows whether it took place, and the next attempt must not do it again.
     Rows carry their ids and are inserted ON CONFLICT DO NOTHING. Free statements cannot be told apart like that, so
-    a batch that holds any writes its mark into `commit_marks` before them: if the mark is there already, the batch is
+    where there are any a mark is written into `commit_marks` before them: if it is there already, all of it is
     committed. (The old session may still be committing; then the write of the mark waits for it.)
     """
 
     def __init__(
         self,
         database: Database,
-        batch: Batch,
+        batches: Sequence[Batch],
         clock: Callable[[], float],
         topic_of: Callable[[str, str], str],
         next_id: Callable[[], int],
     ) -> None:
-        self.parts = [batch]
-        """The batch, or the pieces that it had to be taken apart into: as they stood at the last COMMIT."""
+        self.parts: dict[Batch, list[Batch]] = {batch: [batch] for batch in batches}
+        """Of each batch itself, or the pieces that it had to be taken apart into: as they stood at the last COMMIT."""
+        self.spent: dict[Batch, float] = {}
+        """Seconds that each batch took without its share of BEGIN and COMMIT, in the last attempt."""
         self.attempts = 0
         self._database = database
-        self._batch = batch
         self._clock = clock
         self._topic_of = topic_of
         self._next_id = next_id
@@ -65,21 +67,29 @@ class Commit:
                 # What is refused now is not in the batch: no message is to blame, none may be acknowledged.
                 raise StorageUnavailableError(f"the database refuses to commit anything: {error}") from error
             self._isolating = True
-            self._letter_ids = [self._next_id() for _ in self._batch.order]
+            self._letter_ids = [self._next_id() for batch in self.parts for _ in batch.order]
             await self.attempt()
 
+    def leave_out(self, batch: Batch) -> None:
+        """Try the others alone from now on: what becomes of this one is seen to elsewhere."""
+        del self.parts[batch]
+
     async def _store(self, connection: AsyncConnection) -> None:
-        batch = self._batch
-        if (self._isolating or batch.has_changes) and not await self._set_mark(connection):
+        marked = self._isolating or any(batch.has_changes for batch in self.parts)
+        if marked and not await self._set_mark(connection):
             return
-        if self._isolating:
-            self.parts = await self._isolate(connection, batch, iter(self._letter_ids))
-        else:
-            await batch.store(connection)
-            self.parts = [batch]
+        letter_ids = iter(self._letter_ids)
+        for batch in self.parts:
+            began = time.perf_counter()
+            if self._isolating:
+                self.parts[batch] = await self._isolate(connection, batch, letter_ids)
+            else:
+                await batch.store(connection)
+                self.parts[batch] = [batch]
+            self.spent[batch] = time.perf_counter() - began
 
     async def _set_mark(self, connection: AsyncConnection) -> bool:
-        """Whether the batch has still to be committed."""
+        """Whether all of it has still to be committed."""
         return (await connection.execute(_SET_MARK, {"batch": self._mark})).rowcount == 1
 
     async def _isolate(self, connection: AsyncConnection, batch: Batch, ids: Iterator[int]) -> list[Batch]:

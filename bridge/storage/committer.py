@@ -1,9 +1,9 @@
-"""Who takes batches out of the lanes, commits them, and settles what is in them: one after the other."""
+"""Who takes batches out of the lanes, commits them, and settles what is in them: one commit after the other."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, final
 
 import structlog
@@ -43,7 +43,7 @@ class Committer:
     def __init__(
         self,
         lanes: Lanes,
-        commit_of: Callable[[Batch], Commit],
+        commit_of: Callable[[Sequence[Batch]], Commit],
         forwarding: Forwarding | None,
         checkpoints: Checkpoints,
         *,
@@ -116,35 +116,41 @@ class Committer:
     # ------------------------------------------------------------------ whose turn it is
 
     async def _commit_all(self) -> None:
-        while (lane := await self._next()) is not None:
-            if lane is self._lanes.rows and self._forwarding is not None and not self._forwarding.diversion.end():
+        rows = self._lanes.rows
+        while lanes := await self._next():
+            if lanes == [rows] and self._forwarding is not None and not self._forwarding.diversion.end():
                 await self._forward(self._forwarding)
-            elif lane.pending:
-                await self._commit_first(lane)
-            self._last = lane
+            else:
+                await self._commit_first([lane for lane in lanes if lane.pending])
+            self._last = lanes[0]
 
-    async def _next(self) -> Lane | None:
-        """Wait until something is due, and say in which lane; None when this is to end and nothing is left that has to
-        wait for the database."""
+    async def _next(self) -> list[Lane]:
+        """Wait until something is due, and say in which lanes: in both when both have something, as one commit costs
+        less than two, and who waits for the second would wait for the first. None of them when this is to end and
+        nothing is left that has to wait for the database."""
         rows, changes = self._lanes.rows, self._lanes.changes
         while True:
             wait: float | None = None
             now = self._loop.time()
-            if self._diversion is not None and self._diversion.active:
+            held = now < self.not_before and not self._finishing
+            diverting = self._diversion is not None and self._diversion.active
+            if changes.pending and rows.pending and not held and not diverting:
+                return [changes, rows]
+            if diverting:
                 due = not self._finishing
             else:
                 if rows.open.size:
                     wait = rows.open.opened_at + self._batch_wait - now
                 due = rows.full or (wait is not None and (wait <= 0 or self._finishing))
-            if due and now < self.not_before and not self._finishing:
+            if due and held:
                 due = False
                 wait = self.not_before - now if self.not_before < float("inf") else None
             if changes.pending and not (due and self._last is changes):
-                return changes
+                return [changes]
             if due:
-                return rows
+                return [rows]
             if self._finishing:
-                return None
+                return []
             self._wake = self._loop.create_future()
             timer = None if wait is None else self._loop.call_later(wait, self.rouse)
             try:
@@ -161,29 +167,32 @@ class Committer:
         except StorageUnavailableError as error:
             self._failed(forwarding.diversion, error)
 
-    # ------------------------------------------------------------------ one batch
+    # ------------------------------------------------------------------ one commit
 
-    async def _commit_first(self, lane: Lane) -> None:
-        # It stays in its lane until it is settled: `Writer.stop` finds it there if this task is cancelled.
+    async def _commit_first(self, lanes: list[Lane]) -> None:
+        # Batches stay in their lanes until they are settled: `Writer.stop` finds them there if this task is cancelled.
         rows = self._lanes.rows
-        if lane is rows and (rows.full or rows.open.size >= self._lanes.row_limit(self._loop.time())):
+        if rows in lanes and (rows.full or rows.open.size >= self._lanes.row_limit(self._loop.time())):
             self._full_at = self._loop.time()
-        batch = lane.first()
+        taken = {lane: lane.first() for lane in lanes}
+        commit = self._commit_of(list(taken.values()))
         self._moved()
-        if lane is rows and self._diversion is not None:
-            parts = await self._try(batch, lane, self._diversion)
-            if parts is None:
-                return
-        else:
-            parts = await self._commit(batch, lane)
-        lane.done()
+        if rows not in taken or self._diversion is None:
+            await self._commit(commit, taken)
+        elif not await self._try(commit, taken, self._diversion):
+            # The rows go into the spool, this batch of them first; a change waits for the database.
+            commit.leave_out(taken.pop(rows))
+            if taken:
+                await self._commit(commit, taken)
         committed_at = self._loop.time()
-        if batch.rows:
-            self._stats.delays.observe(self._clock() - batch.rows[RECEIVED_AT])
-        for part in parts:
-            part.settle()
-        batch.release(None)
-        self._checkpoints.committed(batch.size)
+        for lane, batch in taken.items():
+            lane.done()
+            if batch.rows:
+                self._stats.delays.observe(self._clock() - batch.rows[RECEIVED_AT])
+            for part in commit.parts[batch]:
+                part.settle()
+            batch.release(None)
+            self._checkpoints.committed(batch.size)
         # Connections write their acknowledgements in the turn of the loop that follows.
         self._loop.call_soon(self._settled, committed_at)
         self._moved()
@@ -191,23 +200,23 @@ class Committer:
     def _settled(self, committed_at: float) -> None:
         self._stats.settles.observe(self._loop.time() - committed_at)
 
-    async def _try(self, batch: Batch, lane: Lane, diversion: Diversion) -> list[Batch] | None:
-        """Commit `batch` in one attempt; None if that fails, and then rows are diverted, this batch first."""
+    async def _try(self, commit: Commit, taken: Mapping[Lane, Batch], diversion: Diversion) -> bool:
+        """Commit in one attempt. Whether that succeeds; if not, rows are diverted."""
         try:
             async with asyncio.timeout(self._give_up_after):
-                return await self._attempt(self._commit_of(batch), batch, lane)
+                await self._attempt(commit, taken)
         except TimeoutError:
             # It may have been committed all the same: its rows have their ids, and are not stored twice.
             error = f"a commit takes longer than {self._give_up_after:g} s"
             self._failed(diversion, StorageUnavailableError(error))
         except StorageUnavailableError as error:
             self._failed(diversion, error)
-        return None
+        else:
+            return True
+        return False
 
-    async def _commit(self, batch: Batch, lane: Lane) -> list[Batch]:
-        """Commit `batch`, however long it takes, and return its parts: itself, or when something in it was refused
-        for good, pieces of which some have a `refusal`."""
-        commit = self._commit_of(batch)
+    async def _commit(self, commit: Commit, taken: Mapping[Lane, Batch]) -> None:
+        """Commit, however long it takes."""
         diversion = self._diversion
         slow = None
         if diversion is not None:
@@ -224,40 +233,43 @@ class Committer:
             )
 
         try:
-            return await retried(lambda: self._attempt(commit, batch, lane), policy)
+            await retried(lambda: self._attempt(commit, taken), policy)
         finally:
             if slow is not None:
                 slow.cancel()
 
-    async def _attempt(self, commit: Commit, batch: Batch, lane: Lane) -> list[Batch]:
+    async def _attempt(self, commit: Commit, taken: Mapping[Lane, Batch]) -> None:
         """One attempt, measured when it succeeds."""
         started = self._loop.time()
         await commit.attempt()
         stats = self._stats
         took = self._loop.time() - started
         if commit.attempts == 1:
-            lane.pace.measured(batch.size, took)
+            for lane, batch in taken.items():
+                # What it would have taken without the other.
+                others = sum(spent for other, spent in commit.spent.items() if other is not batch)
+                lane.pace.measured(batch.size, took - others)
+        size = sum(batch.size for batch in taken.values())
         stats.commit_seconds.append(took)
         stats.commits.observe(took)
         if self._tracing.on:
             now = self._clock()
             told: dict[str, str | int] = {
-                "bridge.batch.size": batch.size,
-                "bridge.batch.lane": "rows" if lane is self._lanes.rows else "changes",
+                "bridge.batch.size": size,
+                "bridge.batch.lane": " and ".join("rows" if lane is self._lanes.rows else "changes" for lane in taken),
                 "bridge.attempts": commit.attempts,
             }
             self._tracing.record("commit", now - took, now, told)
         stats.batches += 1
-        stats.rows += batch.size
-        stats.last_batch = batch.size
-        refusals = [part.refusal for part in commit.parts if part.refusal is not None]
+        stats.rows += size
+        stats.last_batch = size
+        refusals = [part.refusal for parts in commit.parts.values() for part in parts if part.refusal is not None]
         if refusals:
             stats.refused += len(refusals)
             # What a change itself refuses (a name that is taken) is an answer to whoever asked, and no fault.
             faults = [refusal for refusal in refusals if not isinstance(refusal, RefusedError)]
             if faults:
                 log.error("the database refused what it was given", count=len(faults), first=repr(faults[0]))
-        return commit.parts
 
     # ------------------------------------------------------------------ failure
 

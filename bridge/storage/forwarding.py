@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, final
 
@@ -22,7 +22,11 @@ class Forwarding:
     spool wait no longer."""
 
     def __init__(
-        self, diversion: Diversion, commit_of: Callable[[Batch], Commit], slow: float, clock: Callable[[], float]
+        self,
+        diversion: Diversion,
+        commit_of: Callable[[Sequence[Batch]], Commit],
+        slow: float,
+        clock: Callable[[], float],
     ) -> None:
         self.diversion: Final = diversion
         self._spool = diversion.spool
@@ -69,9 +73,9 @@ class Forwarding:
     async def _first(self) -> None:
         last, batch = await self._spool.first()
         if last > self._forwarded:
-            commit = self._commit_of(batch)
+            commit = self._commit_of([batch])
             await commit.attempt()
-            for part in commit.parts:
+            for part in commit.parts[batch]:
                 part.settle()
             self._forwarded = last
         await self._spool.remove(last)

@@ -6,8 +6,8 @@ each row costs. A receipt is settled, and a future resolved, after COMMIT has re
 There are two lanes. Rows (readings, snapshots, presence, dead letters), and changes that must stay in order with them,
 go the one way; free changes (commands, twins, the registry) go the other, and overtake the rows that wait: an operator
 does not wait for what the sensors have sent before. Each lane is committed in hand-over order. Neither starves the
-other: while both have something, they take turns. While free changes are about, commits are kept short (see `Pace`);
-while only rows come, nobody would have anything of it, and each row costs less in a large batch.
+other: the next batches of both share one transaction. While free changes are about, commits are kept short (see
+`Pace`); while only rows come, nobody would have anything of it, and each row costs less in a large batch.
 
 With a spool nobody who sends readings notices that the database is away or slow: a commit of rows that fails or takes
 too long is given up, and rows are settled when they are in the spool (see `Diversion`). Free changes wait for the
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar, final
 
 import structlog
@@ -419,5 +419,5 @@ class Writer:
                 self.on_relief()
         self._make_room()
 
-    def _commit_of(self, batch: Batch) -> Commit:
-        return Commit(self._database, batch, self._clock, self._topic_of, self._ids.next)
+    def _commit_of(self, batches: Sequence[Batch]) -> Commit:
+        return Commit(self._database, batches, self._clock, self._topic_of, self._ids.next)

@@ -70,6 +70,21 @@ async def test_a_change_overtakes_the_rows_that_wait(database: Database, ledger:
     assert log.names == ["change", *(f"row {number}" for number in range(6))]
 
 
+async def test_what_waits_in_both_lanes_is_committed_together(database: Database, ledger: Ledger) -> None:
+    """Who waits for the second commit would wait for the first one too."""
+    writer, log = Writer(database, batch_rows=2), Log(ledger)
+    await writer.start()
+    async with held(database, writer):
+        for number in range(4):
+            log.row(writer, f"row {number}")
+        change = writer.submit(log.change("change"))
+    await change
+    await writer.barrier()
+    # The one that was under way, the change with the first two rows, the other rows.
+    assert writer.stats.batches == 3
+    await writer.stop(5.0)
+
+
 async def test_commits_of_rows_are_short_only_while_changes_are_about(database: Database, ledger: Ledger) -> None:
     writer, log = Writer(database, batch_rows=2_000), Log(ledger)
     await writer.start()

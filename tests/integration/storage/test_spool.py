@@ -6,7 +6,7 @@ import asyncio
 import gc
 import itertools
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from bridge.storage.devices import DeviceSnapshot
 from bridge.storage.sessions import SessionStore, unpack_changes
 from bridge.storage.spool import Spool
 from bridge.storage.writer import Writer
-from tests.integration.storage.test_faults import add, count_up, quick
+from tests.integration.storage.test_faults import add, count_up, lost_answers, quick
 from tests.integration.storage.witness import Witness, nothing
 from tests.waiting import eventually
 
-__all__ = ["quick"]
+__all__ = ["lost_answers", "quick"]
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -398,3 +398,20 @@ async def test_what_cannot_be_spooled_waits_for_the_database(
     await eventually(lambda: ledger.in_flight == 0, "the commits", 20.0)
     assert (ledger.committed, ledger.dead_lettered) == (9, 1)
     assert await witness.rows("SELECT count(*) FROM telemetry") == [(9,)]
+
+
+async def test_a_change_takes_effect_once_when_the_answer_to_a_commit_with_rows_is_lost(
+    spooling: Writer, ledger: Ledger, witness: Witness, lost_answers: Callable[[int], None]
+) -> None:
+    """The rows go into the spool, the change is tried again without them; and both are there already."""
+    receipts = [Receipt(ledger, qos=1) for _ in range(3)]
+    lost_answers(1)
+    for number, receipt in enumerate(receipts):
+        add(spooling, number, receipt)
+    assert await spooling.submit(count_up, patient=True) == 1
+    assert spooling.diverting
+    assert await witness.rows("SELECT count(*) FROM telemetry") == [(3,)]
+    await drained(spooling)
+    assert [receipt.outcome for receipt in receipts] == [Outcome.COMMITTED] * 3
+    assert await witness.rows("SELECT qos FROM retained") == [(1,)]
+    assert await witness.rows("SELECT count(*) FROM telemetry") == [(3,)]
