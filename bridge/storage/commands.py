@@ -7,13 +7,14 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Update, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, func, insert, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.commands import Command, CommandResponse, CommandStatus
 from bridge.storage.deadletters import storable
 from bridge.storage.keyset import Keyset, Place
+from bridge.storage.prepared import Prepared
 from bridge.storage.tables import command_events as events
 from bridge.storage.tables import commands
 
@@ -40,23 +41,26 @@ _COLUMNS: Final = (
     commands.c.error,
 )
 
-# Statements are built once: to build one, and to find out that it is the same as the last time, takes ten times as long
-# as to run it, in the writer's thread, while an operator waits and the event loop has no interpreter.
-_INSERT: Final = {
-    "sqlite": sqlite.insert(commands).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(commands).on_conflict_do_nothing(),
+_NEW: Final[dict[str, Any]] = {
+    column.name: bindparam(column.name) for column in _COLUMNS if column.name not in ("result", "error")
 }
+_INSERT: Final = Prepared(
+    sqlite.insert(commands).values(_NEW).on_conflict_do_nothing(),
+    postgresql.insert(commands).values(_NEW).on_conflict_do_nothing(),
+)
 
-_RECORD: Final = insert(events).from_select(
-    ["command_id", "seq", "status", "at", "cause", "detail"],
-    select(
-        bindparam("command_id", type_=events.c.command_id.type),
-        func.coalesce(func.max(events.c.seq), 0) + 1,
-        bindparam("status", type_=events.c.status.type),
-        bindparam("at", type_=events.c.at.type),
-        bindparam("cause", type_=events.c.cause.type),
-        bindparam("detail", type_=events.c.detail.type),
-    ).where(events.c.command_id == bindparam("command_id", type_=events.c.command_id.type)),
+_RECORD: Final = Prepared(
+    insert(events).from_select(
+        ["command_id", "seq", "status", "at", "cause", "detail"],
+        select(
+            bindparam("command_id", type_=events.c.command_id.type),
+            func.coalesce(func.max(events.c.seq), 0) + 1,
+            bindparam("status", type_=events.c.status.type),
+            bindparam("at", type_=events.c.at.type),
+            bindparam("cause", type_=events.c.cause.type),
+            bindparam("detail", type_=events.c.detail.type),
+        ).where(events.c.command_id == bindparam("command_id", type_=events.c.command_id.type)),
+    )
 )
 
 _FIRST: Final[dict[str, Any]] = {
@@ -66,18 +70,20 @@ _FIRST: Final[dict[str, Any]] = {
     "at": bindparam("at"),
     "cause": bindparam("cause"),
 }
-_STORED: Final = insert(events).values(_FIRST)
-_STORED_AND_SENT: Final = insert(events).values(
-    [
-        _FIRST,
-        {
-            "command_id": bindparam("command_id"),
-            "seq": 2,
-            "status": CommandStatus.SENT.value,
-            "at": bindparam("sent_at"),
-            "cause": bindparam("sent_cause"),
-        },
-    ]
+_STORED: Final = Prepared(insert(events).values(_FIRST))
+_STORED_AND_SENT: Final = Prepared(
+    insert(events).values(
+        [
+            _FIRST,
+            {
+                "command_id": bindparam("command_id"),
+                "seq": 2,
+                "status": CommandStatus.SENT.value,
+                "at": bindparam("sent_at"),
+                "cause": bindparam("sent_cause"),
+            },
+        ]
+    )
 )
 
 _LAST_SEQ: Final = select(func.coalesce(func.max(events.c.seq), 0)).where(events.c.command_id == bindparam("id"))
@@ -122,8 +128,7 @@ async def insert_command(
         "retry_after": command.retry_after,
         "rollout_id": command.rollout_id,
     }
-    result = await connection.execute(_INSERT[connection.dialect.name], row)
-    if result.rowcount == 1:
+    if await _INSERT.run(connection, row) == 1:
         stored = {
             "command_id": command.command_id,
             "status": command.status.value,
@@ -131,9 +136,9 @@ async def insert_command(
             "cause": cause,
         }
         if first is None:
-            await connection.execute(_STORED, stored)
+            await _STORED.run(connection, stored)
         else:
-            await connection.execute(_STORED_AND_SENT, {**stored, "sent_at": first.at, "sent_cause": first.cause})
+            await _STORED_AND_SENT.run(connection, {**stored, "sent_at": first.at, "sent_cause": first.cause})
         return command, True
     query = select(*_COLUMNS).where(commands.c.device_id == command.device_id, commands.c.key == command.key)
     found = _command((await connection.execute(query)).one())
@@ -160,8 +165,7 @@ async def advance_command(
         "new_result": None if result is None else _json(result),
         "new_error": None if error is None else storable(error),
     }
-    changed = await connection.execute(_advance(frozenset(expected), status is CommandStatus.SENT), values)
-    if changed.rowcount == 0:
+    if await _advance(frozenset(expected), status is CommandStatus.SENT).run(connection, values) == 0:
         return False
     await _record(connection, command_id, status.value, at, cause, error)
     return True
@@ -266,7 +270,7 @@ async def _record(
         "cause": cause,
         "detail": None if detail is None else storable(detail),
     }
-    await connection.execute(_RECORD, values)
+    await _RECORD.run(connection, values)
 
 
 async def _last_seq(connection: AsyncConnection, command_id: str) -> int:
@@ -274,11 +278,12 @@ async def _last_seq(connection: AsyncConnection, command_id: str) -> int:
 
 
 @cache  # one for each status that there is
-def _advance(expected: frozenset[CommandStatus], sent: bool) -> Update:
+def _advance(expected: frozenset[CommandStatus], sent: bool) -> Prepared:
     """The guarded UPDATE to a status that may follow those in `expected`; `sent`: it is another attempt."""
     guard = [
         commands.c.command_id == bindparam("id"),
-        commands.c.status.in_(sorted(status.value for status in expected)),
+        # Written out: they are ours, and a list of unknown length cannot be compiled once.
+        commands.c.status.in_([literal_column(f"'{status.value}'") for status in sorted(expected)]),
     ]
     values: dict[Any, Any] = {
         "status": bindparam("new_status"),
@@ -289,7 +294,7 @@ def _advance(expected: frozenset[CommandStatus], sent: bool) -> Update:
     if sent:
         guard.append(commands.c.attempts < commands.c.max_attempts)
         values["attempts"] = commands.c.attempts + 1
-    return update(commands).where(*guard).values(values)
+    return Prepared(update(commands).where(*guard).values(values))
 
 
 def _json(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Row, Select, insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,6 +14,7 @@ from bridge.errors import RefusedError
 from bridge.storage import bulk
 from bridge.storage.deadletters import storable
 from bridge.storage.devices import among
+from bridge.storage.prepared import Prepared
 from bridge.storage.tables import devices, twin_history, twins
 from bridge.twin import Document, Limits, Part, Patch, Twin, difference, merge
 
@@ -47,15 +48,36 @@ class Step(NamedTuple):
     undo: Document
 
 
-def _query() -> Select[Any]:
-    return select(
-        twins.c.desired,
-        twins.c.desired_version,
-        twins.c.desired_at,
-        twins.c.reported,
-        twins.c.reported_version,
-        twins.c.reported_at,
+_ALL: Final = select(
+    twins.c.desired,
+    twins.c.desired_version,
+    twins.c.desired_at,
+    twins.c.reported,
+    twins.c.reported_version,
+    twins.c.reported_at,
+)
+_ONE: Final = _ALL.where(twins.c.device_id == bindparam("device"))
+
+# A device must be known to be loaded with its twin; most have been heard of before.
+_KNOWN: Final[dict[str, Any]] = {name: bindparam(name) for name in ("device_id", "first_seen", "last_seen")}
+_MAKE_KNOWN: Final = Prepared(
+    sqlite.insert(devices).values(_KNOWN).on_conflict_do_nothing(),
+    postgresql.insert(devices).values(_KNOWN).on_conflict_do_nothing(),
+)
+_MAKE: Final = Prepared(insert(twins).values(device_id=bindparam("device_id")))
+_WRITE: Final = {
+    part: Prepared(
+        update(twins)
+        .where(twins.c.device_id == bindparam("device"))
+        .values({part.value: bindparam("new"), f"{part}_version": bindparam("version"), f"{part}_at": bindparam("at")})
     )
+    for part in Part
+}
+_REMEMBER: Final = Prepared(
+    insert(twin_history).values(
+        {name: bindparam(name) for name in ("device_id", "part", "version", "at", "patch", "undo")}
+    )
+)
 
 
 def _twin(row: Row[*tuple[Any, ...]]) -> Twin:
@@ -71,13 +93,13 @@ def _twin(row: Row[*tuple[Any, ...]]) -> Twin:
 
 async def get(connection: AsyncConnection, device_id: str) -> Twin | None:
     """A device's twin, None if it never had one."""
-    row = (await connection.execute(_query().where(twins.c.device_id == device_id))).one_or_none()
+    row = (await connection.execute(_ONE, {"device": device_id})).one_or_none()
     return None if row is None else _twin(row)
 
 
 async def fetch(connection: AsyncConnection, device_ids: list[str]) -> Mapping[str, Twin]:
     """The twins of those of the devices that have one."""
-    query = _query().add_columns(twins.c.device_id).where(twins.c.device_id.in_(among(connection.dialect.name)))
+    query = _ALL.add_columns(twins.c.device_id).where(twins.c.device_id.in_(among(connection.dialect.name)))
     ids = {"ids": msgspec.json.encode(device_ids).decode()}
     rows = await connection.execute(query, ids)
     return {row.device_id: _twin(row) for row in rows}
@@ -116,11 +138,8 @@ async def change(
 
 
 async def _make(connection: AsyncConnection, device_id: str, at: float) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    # A device must be known to be loaded with its twin; most have been heard of before.
-    known = {"device_id": device_id, "first_seen": at, "last_seen": at}
-    await connection.execute(dialect.insert(devices).values(known).on_conflict_do_nothing())
-    await connection.execute(insert(twins).values(device_id=device_id))
+    await _MAKE_KNOWN.run(connection, {"device_id": device_id, "first_seen": at, "last_seen": at})
+    await _MAKE.run(connection, {"device_id": device_id})
 
 
 async def _write(connection: AsyncConnection, device_id: str, part: Part, before: Twin, after: Twin) -> None:
@@ -130,18 +149,16 @@ async def _write(connection: AsyncConnection, device_id: str, part: Part, before
         if part is Part.DESIRED
         else (after.reported_version, after.reported_at)
     )
-    values = {part.value: _json(new), f"{part}_version": version, f"{part}_at": at}
-    await connection.execute(update(twins).where(twins.c.device_id == device_id).values(values))
-    await connection.execute(
-        insert(twin_history).values(
-            device_id=device_id,
-            part=part.value,
-            version=version,
-            at=at,
-            patch=_json(difference(old, new)),
-            undo=_json(difference(new, old)),
-        )
-    )
+    await _WRITE[part].run(connection, {"device": device_id, "new": _json(new), "version": version, "at": at})
+    step = {
+        "device_id": device_id,
+        "part": part.value,
+        "version": version,
+        "at": at,
+        "patch": _json(difference(old, new)),
+        "undo": _json(difference(new, old)),
+    }
+    await _REMEMBER.run(connection, step)
 
 
 async def _missed(connection: AsyncConnection, device_id: str, twin: Twin, since: int) -> Missed | None:
