@@ -142,6 +142,8 @@ class Machine(RuleBasedStateMachine):
         await built.database.close()
 
     async def _settle(self) -> None:
+        # Connections that come right after others would be told to their agents a moment later.
+        self.built.router._arrivals.flush()
         while True:
             await self.built.writer.barrier()
             if not self.built.writer.pending and all(cell.idle for cell in self.built.router._cells.values()):
@@ -453,5 +455,6 @@ def test_commands_are_as_the_model_has_it(tmp_path: Path) -> None:
         ),
     )
     print(", ".join(f"{what} {number}" for what, number in sorted(did.items())))
-    assert did["crash"]
-    assert did["requests"]
+    if EXAMPLES >= 20:  # a few may do without by chance
+        assert did["crash"]
+        assert did["requests"]
