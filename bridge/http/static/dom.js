@@ -31,6 +31,11 @@ function add(element, children) {
   }
 }
 
+/** A field in which one of `pairs`, [value, title], is chosen. A title may be left out. */
+export function choice(props, pairs, chosen) {
+  return h("select", props, pairs.map(([value, title = value]) => h("option", { value, selected: value === chosen }, title)));
+}
+
 /** A table: the titles of its columns, and rows of cells, the first of which says what its row is about. */
 export function table(titles, rows) {
   const cell = (content, i) => h(i ? "td" : "th", { scope: !i && "row", "data-title": titles[i] }, content);

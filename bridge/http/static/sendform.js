@@ -1,7 +1,7 @@
 // The form of a command: from the commands that a profile knows, or free.
 
 import { newKey } from "./api.js";
-import { fill, h } from "./dom.js";
+import { choice, fill, h } from "./dom.js";
 
 let forms = 0;
 
@@ -10,7 +10,7 @@ let forms = 0;
 export function commandForm(commands, action, send) {
   const prefix = `command-${++forms}`;
   const names = Object.keys(commands);
-  const which = h("select", { id: `${prefix}-which` }, names.map((name) => h("option", { value: name }, name)), h("option", { value: "" }, names.length ? "another one…" : "free"));
+  const which = choice({ id: `${prefix}-which` }, [...names.map((name) => [name]), ["", names.length ? "another one…" : "free"]]);
   const name = h("input", { id: `${prefix}-name`, required: true, maxlength: 128, spellcheck: "false", autocomplete: "off", placeholder: "reboot" });
   const ttl = h("input", { id: `${prefix}-ttl`, type: "number", min: 1, step: "any", placeholder: "60" });
   const fields = h("div", { class: "fields" });
@@ -115,14 +115,12 @@ class Field {
     this.schema = schema;
     const type = [schema.type].flat().find((one) => one !== "null");
     const start = schema.default;
-    if (Array.isArray(schema.enum)) {
+    if (Array.isArray(schema.enum) || type === "boolean") {
       this.kind = "choice";
-      this.choices = schema.enum;
-      this.input = h("select", { id }, !required && h("option", { value: "" }, "–"), schema.enum.map((one, i) => h("option", { value: i, selected: one === start }, typeof one === "string" ? one : JSON.stringify(one))));
-    } else if (type === "boolean") {
-      this.kind = "choice";
-      this.choices = [true, false];
-      this.input = h("select", { id }, !required && h("option", { value: "" }, "–"), ["yes", "no"].map((word, i) => h("option", { value: i, selected: this.choices[i] === start }, word)));
+      this.choices = schema.enum ?? [true, false];
+      const title = (one) => (typeof one === "string" ? one : schema.enum ? JSON.stringify(one) : one ? "yes" : "no");
+      const pairs = this.choices.map((one, i) => [i, title(one)]);
+      this.input = choice({ id }, required ? pairs : [["", "–"], ...pairs], this.choices.indexOf(start));
     } else if (type === "integer" || type === "number") {
       this.kind = "number";
       const { minimum, maximum, multipleOf, exclusiveMinimum, exclusiveMaximum } = schema;

@@ -275,3 +275,19 @@ def test_the_doctor_says_what_a_slow_agent_is_waiting_for(
     assert "agents: 9,000 awake, 7 asleep, 0 cold, 2 restarts; event loop 3.0 ms late (p99)" in out
     assert "writer: 12 rows" in out
     assert "f1\\x1b: is in Freezer.door for 61.5 s, 1,200 messages behind it" in out
+
+
+def test_commands_are_asked_for_until_there_are_as_many_as_wanted(
+    run: Run, played: type[Played], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a device's very many commands a page holds only those that fit among as many as may be looked at."""
+    rows = [command("failed", command_id=f"c{n}", created_at=AT, device_id="d1", name="x") for n in (5, 2, 1)]
+    played.answers += [
+        (200, {"commands": [], "next": "9.5~c9"}),
+        (200, {"commands": rows[:1], "next": "5.0~c5"}),
+        (200, {"commands": rows[1:], "next": "1.0~c1"}),
+    ]
+    assert run("commands", "--device", "d1", "--status", "failed", "--limit", "2", "--json") == 0
+    assert [one["command_id"] for one in json.loads(capsys.readouterr().out)] == ["c5", "c2"]
+    begun = [path.partition("before=")[2] for _, path, _, _ in played.asked]
+    assert begun == ["", "9.5~c9", "5.0~c5"]

@@ -1,7 +1,7 @@
 // What admins see to: new devices, who may come in, who did what, how the bridge is set.
 
 import * as api from "../api.js";
-import { fill, h, table } from "../dom.js";
+import { choice, fill, h, table } from "../dom.js";
 import { ago, count, moment } from "../format.js";
 import { me } from "../me.js";
 import { labelled } from "../sendform.js";
@@ -45,7 +45,7 @@ function newcomers(body, scope) {
   const waiting = h("section", { class: "card" });
   const registered = h("p", { class: "note", role: "status" });
   const id = h("input", { id: "new-id", required: true, maxlength: 64, pattern: "[A-Za-z0-9._:\\-]+", title: "letters, digits and . _ : -", spellcheck: "false", autocomplete: "off" });
-  const profile = h("select", { id: "new-profile" }, h("option", { value: "" }, "by its id"));
+  const profile = choice({ id: "new-profile" }, [["", "by its id"]]);
   const tags = h("input", { id: "new-tags", spellcheck: "false", autocomplete: "off" });
   fill(
     body,
@@ -124,7 +124,7 @@ function tokens(body, scope) {
   const list = h("section", { class: "card" });
   const made = h("div", { role: "status" });
   const name = h("input", { id: "token-name", required: true, maxlength: 64, spellcheck: "false", autocomplete: "off", placeholder: "wall-screen" });
-  const role = h("select", { id: "token-role" }, [["viewer", "viewer: sees everything"], ["operator", "operator: commands, too"], ["admin", "admin: everything"]].map(([v, title]) => h("option", { value: v }, title)));
+  const role = choice({ id: "token-role" }, [["viewer", "viewer: sees everything"], ["operator", "operator: commands, too"], ["admin", "admin: everything"]]);
 
   async function look() {
     const { tokens: all } = await api.get("/tokens", {}, scope.signal);

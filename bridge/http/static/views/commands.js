@@ -2,7 +2,7 @@
 // commands of all.
 
 import * as api from "../api.js";
-import { fill, h, settled } from "../dom.js";
+import { choice, fill, h, settled } from "../dom.js";
 import { ago, brief, count, moment } from "../format.js";
 import { me } from "../me.js";
 import { commandForm, labelled } from "../sendform.js";
@@ -64,14 +64,14 @@ const card = (title, what) => h("section", { class: "card" }, h("h2", {}, title)
 /** The form: a target, its preview, the command. */
 async function bulk(scope) {
   const { profiles } = await api.get("/profiles", {}, scope.signal);
-  const who = h("select", { id: "bulk-who" }, [["filter", "those that fit"], ["named", "those that I name"], ["everyone", "every device"]].map(([v, title]) => h("option", { value: v }, title)));
+  const who = choice({ id: "bulk-who" }, [["filter", "those that fit"], ["named", "those that I name"], ["everyone", "every device"]]);
   const tag = h("input", { id: "bulk-tag", maxlength: 64, spellcheck: "false" });
-  const profile = h("select", { id: "bulk-profile" }, h("option", { value: "" }, "any"), profiles.map(({ name }) => h("option", { value: name }, name)));
-  const status = h("select", { id: "bulk-status" }, h("option", { value: "" }, "any"), STATUSES.map((name) => h("option", { value: name, selected: name === "online" }, name)));
+  const profile = choice({ id: "bulk-profile" }, [["", "any"], ...profiles.map(({ name }) => [name])]);
+  const status = choice({ id: "bulk-status" }, [["", "any"], ...STATUSES.map((name) => [name])], "online");
   const named = h("textarea", { id: "bulk-named", rows: 3, spellcheck: "false", placeholder: "fridge-7 fridge-8" });
   const atOnce = h("input", { id: "bulk-at-once", type: "number", min: 1, max: 1000, value: 100 });
   const stopAfter = h("input", { id: "bulk-stop", pattern: "[1-9][0-9]*|[0-9]+(\\.[0-9]+)?%", placeholder: "never; 5 or 10%", title: "a number, or a percentage as 10%" });
-  const when = h("select", { id: "bulk-when", onchange: drawWhen }, [["now", "now"], ["once", "once, later"], ["cron", "again and again"]].map(([v, title]) => h("option", { value: v }, title)));
+  const when = choice({ id: "bulk-when", onchange: drawWhen }, [["now"], ["once", "once, later"], ["cron", "again and again"]]);
   const at = h("input", { id: "bulk-at", type: "datetime-local", required: true });
   const cron = h("input", { id: "bulk-cron", required: true, maxlength: 200, placeholder: "30 2 * * 1-5", spellcheck: "false", autocomplete: "off" });
   const zone = h("input", { id: "bulk-zone", required: true, maxlength: 64, spellcheck: "false", value: Intl.DateTimeFormat().resolvedOptions().timeZone });

@@ -1,7 +1,7 @@
 // All devices, a page at a time.
 
 import * as api from "../api.js";
-import { fill, h, settled } from "../dom.js";
+import { choice, fill, h, settled } from "../dom.js";
 import { ago, count, value } from "../format.js";
 import { numbersOf } from "../fields.js";
 import { spark } from "../plot.js";
@@ -32,7 +32,7 @@ export function devices(main, scope) {
   const back = h("button", { onclick: () => turn(-1) }, "Back");
   const forth = h("button", { onclick: () => turn(1) }, "Next");
   const place = h("span", { class: "soft" });
-  const profile = h("select", { "aria-label": "Profile", onchange: (e) => choose({ profile: e.target.value }) }, h("option", { value: "" }, "Every profile"));
+  const profile = choice({ "aria-label": "Profile", onchange: (e) => choose({ profile: e.target.value }) }, [["", "Every profile"]]);
   const statuses = h("div", { class: "segments", role: "group", "aria-label": "Status" });
 
   function choose(change) {
@@ -82,11 +82,7 @@ export function devices(main, scope) {
       h("input", { type: "search", "data-search": true, placeholder: "Part of an id or name  ( / )", "aria-label": "Search", value: wanted.search, oninput: typed("search"), maxlength: 64 }),
       h("input", { type: "search", class: "narrow", placeholder: "Tag", "aria-label": "Tag", value: wanted.tag, oninput: typed("tag"), maxlength: 64 }),
       profile,
-      h(
-        "select",
-        { "aria-label": "Order", onchange: (e) => choose({ sort: e.target.value }) },
-        Object.entries(SORTS).map(([sort, title]) => h("option", { value: sort, selected: sort === wanted.sort }, title)),
-      ),
+      choice({ "aria-label": "Order", onchange: (e) => choose({ sort: e.target.value }) }, Object.entries(SORTS), wanted.sort),
     ),
     h(
       "table",
