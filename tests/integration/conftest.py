@@ -91,8 +91,10 @@ async def create(server: Postgres, template: str) -> str:
     """A new database on `server`, a copy of `template`."""
     name = f"test_{next(_numbers)}"
     connection = await asyncpg.connect(plain(server.url_of("postgres")))
-    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-    await connection.close()
+    try:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    finally:
+        await connection.close()
     return server.url_of(name)
 
 

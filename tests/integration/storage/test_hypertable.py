@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +41,32 @@ def kind() -> str:
     return "postgresql"
 
 
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    """The database, closed whatever happens."""
+    database = await Database.open(url)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """A connection of the driver."""
+    connection = await asyncpg.connect(plain(url))
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 @pytest_asyncio.fixture
 async def partitioned(empty_url: str) -> AsyncIterator[Database]:
     """A database that was set up without it, on the same server."""
     await migrate.upgrade(empty_url, timescaledb=False)
-    opened = await Database.open(empty_url)
-    yield opened
-    await opened.close()
+    async with opened(empty_url) as database:
+        yield database
 
 
 async def all_of(database: Database, query: str) -> list[Any]:
@@ -62,11 +83,20 @@ async def test_a_hypertable_has_the_columns_and_indexes_of_the_partitioned_table
         assert await all_of(database, query) == await all_of(partitioned, query)
 
 
-async def test_a_database_with_partitions_keeps_them(partitioned: Database, empty_url: str) -> None:
-    await migrate.upgrade(empty_url)
-    assert not await partitioned.read(hypertable.there)
-    assert await all_of(partitioned, EXTENSION) == [(0,)]
-    await Retention(partitioned, Keep(telemetry=1.0), lambda: NOW).sweep()
+async def test_a_database_with_partitions_keeps_them(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate.upgrade(empty_url, timescaledb=False)
+    scripts = tmp_path / "migrations"
+    shutil.copytree(migrate.folder(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    newer = f'revision = "newer"\ndown_revision = "{await migrate.head()}"\n\n\ndef upgrade() -> None:\n    pass\n'
+    (scripts / "versions" / "9999_newer.py").write_text(newer)
+    monkeypatch.setattr(migrate, "folder", lambda: scripts)
+    assert await migrate.upgrade(empty_url) == "newer"
+    async with opened(empty_url) as database:
+        assert await database.read(hypertable.layout) == "partitions by day"
+        assert await all_of(database, EXTENSION) == [(0,)]
+        await Retention(database, Keep(telemetry=1.0), lambda: NOW).sweep()
 
 
 async def test_chunks_come_with_their_rows_and_go_whole(database: Database, writer: Writer, witness: Witness) -> None:
@@ -96,17 +126,14 @@ async def set_up_as(url: str, *, owner: bool) -> tuple[bool, int]:
     extension. A role that does not own the database may make tables in it."""
     name = url.rpartition("/")[2]
     role = f"role_{name}"
-    connection = await asyncpg.connect(plain(url))
-    await connection.execute(f"CREATE ROLE {role} LOGIN")
-    await connection.execute(
-        f"ALTER DATABASE {name} OWNER TO {role}" if owner else f"GRANT ALL ON SCHEMA public TO {role}"
-    )
-    await connection.close()
+    async with connected(url) as connection:
+        await connection.execute(f"CREATE ROLE {role} LOGIN")
+        await connection.execute(
+            f"ALTER DATABASE {name} OWNER TO {role}" if owner else f"GRANT ALL ON SCHEMA public TO {role}"
+        )
     await migrate.upgrade(url.replace("bridge@", f"{role}@"))
-    database = await Database.open(url)
-    found = await database.read(hypertable.there), (await all_of(database, EXTENSION))[0][0]
-    await database.close()
-    return found
+    async with opened(url) as database:
+        return await database.read(hypertable.there), (await all_of(database, EXTENSION))[0][0]
 
 
 async def test_what_fails_half_way_leaves_the_partitioned_table(
@@ -114,11 +141,10 @@ async def test_what_fails_half_way_leaves_the_partitioned_table(
 ) -> None:
     monkeypatch.setattr(hypertable, "_SCHEMA", text("SELECT 'nowhere'"))
     await migrate.upgrade(empty_url)
-    database = await Database.open(empty_url)
-    assert await all_of(database, EXTENSION) == [(0,)]
-    await Retention(database, Keep(telemetry=1.0), lambda: NOW).sweep()
-    assert await database.read(hypertable.layout) == "partitions by day"
-    await database.close()
+    async with opened(empty_url) as database:
+        assert await all_of(database, EXTENSION) == [(0,)]
+        await Retention(database, Keep(telemetry=1.0), lambda: NOW).sweep()
+        assert await database.read(hypertable.layout) == "partitions by day"
 
 
 async def test_a_dump_is_restored(
@@ -133,20 +159,17 @@ async def test_a_dump_is_restored(
         subprocess.run, [program("pg_dump"), "-Fc", "-f", str(dump), plain(url)], check=True, capture_output=True
     )
     # As docs/postgresql.md says.
-    connection = await asyncpg.connect(plain(other))
-    await connection.execute("CREATE EXTENSION timescaledb")
-    await connection.execute("SELECT timescaledb_pre_restore()")
-    await connection.close()
+    async with connected(other) as connection:
+        await connection.execute("CREATE EXTENSION timescaledb")
+        await connection.execute("SELECT timescaledb_pre_restore()")
     await asyncio.to_thread(
         subprocess.run, [program("pg_restore"), "-d", plain(other), str(dump)], check=True, capture_output=True
     )
-    connection = await asyncpg.connect(plain(other))
-    await connection.execute("SELECT timescaledb_post_restore()")
-    await connection.close()
-    restored = await Database.open(other)
-    assert await all_of(restored, "SELECT message_id FROM telemetry ORDER BY id") == [("m0",), ("m1",), ("m2",)]
-    assert len(await restored.maintain(partial(hypertable.drop_before, before=NOW + DAY))) == 1
-    await restored.close()
+    async with connected(other) as connection:
+        await connection.execute("SELECT timescaledb_post_restore()")
+    async with opened(other) as restored:
+        assert await all_of(restored, "SELECT message_id FROM telemetry ORDER BY id") == [("m0",), ("m1",), ("m2",)]
+        assert len(await restored.maintain(partial(hypertable.drop_before, before=NOW + DAY))) == 1
 
 
 async def test_a_server_that_no_longer_loads_it_is_named() -> None:
@@ -155,7 +178,6 @@ async def test_a_server_that_no_longer_loads_it_is_named() -> None:
         await asyncio.to_thread(server.stop)
         server.timescaledb = False
         await asyncio.to_thread(server.start)
-        database = await Database.open(server.url)
-        with pytest.raises(StartError, match="shared_preload_libraries"):
-            await database.read(hypertable.layout)
-        await database.close()
+        async with opened(server.url) as database:
+            with pytest.raises(StartError, match="shared_preload_libraries"):
+                await database.read(hypertable.layout)
