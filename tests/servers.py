@@ -138,7 +138,7 @@ class Server:
     def kill(self) -> None:
         """End it and all its children with SIGKILL, as a power cut would."""
         process, self._process = self._process, None
-        if process is None:
+        if process is None or process.poll() is not None:
             return
         family = self._family(process)
         for member in family:
