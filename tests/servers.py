@@ -142,7 +142,8 @@ class Server:
             return
         family = self._family(process)
         for member in family:
-            member.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended by itself when it saw its parent gone
+                member.kill()
         process.wait()
         psutil.wait_procs(family, timeout=STOP_TIMEOUT)
 
