@@ -85,7 +85,9 @@ def wrap(error: Exception) -> BridgeError:
     if isinstance(error, BridgeError):
         return error
     origin = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    text = str(origin).strip().partition("\n")[0] or type(origin).__name__
+    text = str(origin).strip().partition("\n")[0] or (
+        "the database did not answer in time" if isinstance(origin, TimeoutError) else type(origin).__name__
+    )
     return StorageUnavailableError(text) if is_retriable(error) else StorageError(text)
 
 
