@@ -6,8 +6,8 @@ it looks at all of them, and those that live on, as agents do that have just bee
 what is new in small portions, every fifth of a second; what has been looked at once is looked at again once an hour, in
 a moment in which nothing happens. A cycle that lives longer than one portion and dies then is freed within two hours.
 
-First messages of 1,000 evicted agents a second: one pause of 14 to 34 ms in three seconds before, 14 pauses of 1 to
-5 ms since, and a third of the time in all.
+First messages of 1,000 evicted agents a second: two pauses of 16 to 46 ms in three seconds before, 14 of at most 1.4 ms
+since, and a sixth of the time in all. The look at everything takes 120 to 170 ms with 9,000 devices connected.
 """
 
 from __future__ import annotations
