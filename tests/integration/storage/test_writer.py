@@ -385,7 +385,7 @@ async def test_commits_and_reads_leave_nothing_to_the_garbage_collector(
     database: Database, writer: Writer, ledger: Ledger
 ) -> None:
     """Cycles are found by nobody but the collector, which stops the event loop meanwhile. SQLAlchemy leaves a few on
-    PostgreSQL."""
+    PostgreSQL; a retrying for each commit and each read would be 4,000."""
 
     async def one(number: int) -> None:
         add(writer, number, Receipt(ledger, qos=1))
@@ -400,6 +400,6 @@ async def test_commits_and_reads_leave_nothing_to_the_garbage_collector(
     try:
         for number in range(1, 51):
             await one(number)
-        assert gc.collect() < 500
+        assert gc.collect() < 1_500
     finally:
         gc.enable()
