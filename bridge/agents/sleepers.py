@@ -8,11 +8,18 @@ import msgspec
 
 from bridge.storage.devices import DeviceSnapshot
 
-_BEGINNINGS: Final = ('{"streams":{"default":[', '{"streams":{"', "")
-"""How a state begins: the first that fits is kept as its place in here. Most devices have one stream."""
+_ENDING: Final = "]}}"
+_WHOLE: Final = 3
+"""The place of the beginning that fits any state."""
 
 _encode_into: Final = msgspec.msgpack.Encoder().encode_into
 _decode: Final = msgspec.msgpack.Decoder(list[Any]).decode
+
+
+def _beginnings(last_seen: float) -> tuple[str, ...]:
+    """How a state may begin; the first that fits is kept as its place in here. Most devices have one stream, and were
+    last heard with its last reading. The last one fits any state, and with it the ending is kept as well."""
+    return f'{{"streams":{{"default":[{last_seen!r},', '{"streams":{"default":[', '{"streams":{"', ""
 
 
 @final
@@ -43,8 +50,12 @@ class Sleepers:
         device_id, profile, first_seen, last_seen, messages, status, epoch, state, admission, twin_version = (
             msgspec.structs.astuple(snapshot)
         )
-        kind, beginning = next((n, text) for n, text in enumerate(_BEGINNINGS) if state.startswith(text))
-        rest = state[len(beginning) :]
+        beginnings = _beginnings(last_seen)
+        kind = _WHOLE
+        if state.endswith(_ENDING):
+            kind = next(place for place, text in enumerate(beginnings) if state.startswith(text))
+        beginning = beginnings[kind]
+        rest = state[len(beginning) : -len(_ENDING)] if beginning else state
         number = self._number
         words = number(profile), number(status), number(admission)
         values = *words, first_seen, last_seen, messages, epoch, twin_version, kind, rest
@@ -60,6 +71,7 @@ class Sleepers:
         if packed is None:
             return None
         profile, status, admission, first_seen, last_seen, messages, epoch, twin_version, kind, rest = _decode(packed)
+        beginning = _beginnings(last_seen)[kind]
         return DeviceSnapshot(
             device_id,
             self._words[profile],
@@ -68,7 +80,7 @@ class Sleepers:
             messages,
             self._words[status],
             epoch,
-            _BEGINNINGS[kind] + rest,
+            beginning + rest + _ENDING if beginning else rest,
             self._words[admission],
             twin_version,
         )

@@ -12,7 +12,12 @@ STATES = st.one_of(
     st.just(""),
     st.text(max_size=20),
     st.sampled_from(
-        ['{"streams":{}}', '{"streams":{"default":[1.5,{"v":1}]}}', '{"streams":{"a":[1.5,{"v":1}],"default":[2,{}]}}']
+        [
+            '{"streams":{}}',
+            '{"streams":{"]}}',
+            '{"streams":{"default":[1.5,{"v":1}]}}',
+            '{"streams":{"a":[1.5,{"v":1}],"default":[2,{}]}}',
+        ]
     ),
 )
 SNAPSHOTS = st.builds(
@@ -20,7 +25,7 @@ SNAPSHOTS = st.builds(
     device_id=st.text("abc", min_size=1, max_size=3),
     profile=st.sampled_from(["default", "fridge"]),
     first_seen=st.floats(0, 1e10),
-    last_seen=st.floats(0, 1e10),
+    last_seen=st.one_of(st.floats(0, 1e10), st.just(1.5)),
     messages=st.integers(0, 2**60),
     status=st.sampled_from(["online", "offline"]),
     epoch=st.integers(0, 2**60),
