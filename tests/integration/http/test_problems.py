@@ -65,7 +65,7 @@ async def test_every_way_to_be_wrong(open_house: House, monkeypatch: pytest.Monk
     told(await ask("GET", "/api/v1/devices", headers={"Host": "elsewhere.example"}), 421)
     told(await ask("GET", "/api/v1/devices", headers={"Authorization": "Bearer nonsense"}), 401)
 
-    async def away(_work: Any) -> Any:
+    async def away(*_work: Any) -> Any:
         raise StorageUnavailableError("it is away")
 
     monkeypatch.setattr(open_house.bridge.database, "_retrying", away)
