@@ -53,6 +53,8 @@ LARGEST: Final = 1e308
 
 Key = tuple[str, str, str, int]
 """Device, stream, field, and the Unix second at which the minute or hour begins."""
+Minute = tuple[str, str, int]
+"""Device, stream, and the Unix second at which the minute begins."""
 Group = tuple[int, float, float, float, float, float]
 """Count, minimum, maximum, sum, time of the last reading, its value."""
 
@@ -89,7 +91,10 @@ class Rollups:
         """Rows that hold no JSON object that could be read."""
         self._database = database
         self._busy = busy
-        self._groups: dict[Key, Group] = {}
+        self._groups: dict[Minute, dict[str, Group]] = {}
+        """By field within a minute: one key for each group would be most of the memory."""
+        self._count = 0
+        """Groups in `_groups`."""
         self._gathered = 0
         """Rows in `_groups`."""
         self._read_upto = -1
@@ -105,9 +110,7 @@ class Rollups:
             try:
                 read = await self._gather(PORTION)
                 waited = loop.time() - self._since
-                if self._gathered and (
-                    len(self._groups) >= MOST_GROUPS or waited >= FRESH + len(self._groups) / GROUPS_A_SECOND
-                ):
+                if self._gathered and (self._count >= MOST_GROUPS or waited >= FRESH + self._count / GROUPS_A_SECOND):
                     await self._store()
                     began = loop.time()  # it has kept to its share by itself
             except (StorageUnavailableError, StorageError) as error:
@@ -155,16 +158,19 @@ class Rollups:
             if not isinstance(values, dict):
                 self.skipped += 1
                 continue
-            minute = int(ts) // 60 * 60
+            minute = device_id, stream, int(ts) // 60 * 60
+            fields = groups.get(minute)
             for field, value in values.items():
                 if (type(value) is not float and type(value) is not int) or field in ("ts", "id"):
                     continue
                 if not -LARGEST < value < LARGEST or "\0" in field:
                     continue
-                key = device_id, stream, field, minute
-                group = groups.get(key)
+                if fields is None:
+                    fields = groups[minute] = {}
+                group = fields.get(field)
+                self._count += group is None
                 number = float(value)
-                groups[key] = _merged(group, (1, number, number, number, ts, number))
+                fields[field] = _merged(group, (1, number, number, number, ts, number))
         self._gathered += len(rows)
 
     # ------------------------------------------------------------------ storing
@@ -183,10 +189,15 @@ class Rollups:
         """Store the groups, from the one with the number `done` on, and then the cursor. What fails is tried again with
         the same groups."""
         loop = asyncio.get_running_loop()
-        keys = sorted(self._groups)
+        groups = self._groups
+        keys = sorted(
+            (device_id, stream, field, start)
+            for (device_id, stream, start), fields in groups.items()
+            for field in fields
+        )
         while True:
             began = loop.time()
-            some = {key: self._groups[key] for key in keys[done : done + GROUPS]}
+            some = {key: groups[key[0], key[1], key[3]][key[2]] for key in keys[done : done + GROUPS]}
             last = done + len(some) == len(keys)
             await self._again(partial(self._store_some, some, done, last))
             done += len(some)
@@ -194,7 +205,7 @@ class Rollups:
                 break
             await asyncio.sleep((loop.time() - began) / self._share)
         self.rows += self._gathered
-        self._groups, self._gathered = {}, 0
+        self._groups, self._count, self._gathered = {}, 0, 0
 
     async def _again(self, work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
         # Not given up: what is gathered in memory goes with what is stored already.
