@@ -72,7 +72,7 @@ class CredentialCopy:
         copy = cls(local)
         try:
             copy.complete = await copy._write(_prepare) == _COMPLETE
-        except StorageError as error:
+        except (StorageError, StorageUnavailableError) as error:
             await local.close()
             raise StartError(f"the copy of the credentials, {path}, cannot be opened: {error}") from error
         return copy
@@ -120,14 +120,15 @@ class CredentialCopy:
         while True:
             try:
                 await self.refresh(database)
-            except StorageError as error:
+            except (StorageError, StorageUnavailableError) as error:
                 log.warning("the credentials could not be copied; trying again", error=str(error))
                 await asyncio.sleep(RETRY)
             else:
                 await asyncio.sleep(REFRESH_EVERY)
 
     async def refresh(self, database: Database) -> None:
-        """Compare all credentials with those of the database, and write what differs. Raises StorageError."""
+        """Compare all credentials with those of the database, and write what differs. Raises StorageUnavailableError or
+        StorageError."""
         loop = asyncio.get_running_loop()
         after = ""
         try:

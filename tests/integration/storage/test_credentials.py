@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.errors import StartError, StorageUnavailableError
+from bridge.errors import CircuitOpenError, StartError, StorageUnavailableError
 from bridge.registry import Credential, Entry, fits, new_credential
 from bridge.storage import credentials
 from bridge.storage.credentials import CredentialCopy
 from bridge.storage.database import Database
 from bridge.storage.registry import add_credential, put_devices, revoke_credentials
+from tests.waiting import eventually
 
 DEVICES = [f"d-{number}" for number in range(7)]
 
@@ -101,6 +104,25 @@ async def test_a_refresh_brings_nothing_back_that_is_taken_back_meanwhile(
     await copy.refresh(database)
     assert fits(await copy.of("d-1"), tokens["d-1"])
     assert fits(await copy.of("d-2"), tokens["d-2"])
+
+
+async def test_it_waits_for_a_database_that_is_away(
+    copy: CredentialCopy, database: Database, tokens: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage at the time of a refresh must not end it: where it ends, the bridge does."""
+    monkeypatch.setattr(credentials, "RETRY", 0.05)
+
+    async def sick(_connection: AsyncConnection) -> None:
+        raise ConnectionRefusedError("nobody there")
+
+    with pytest.raises(CircuitOpenError):
+        await database.read(sick)
+    refreshing = asyncio.create_task(copy.run(database))
+    await eventually(lambda: copy.complete or refreshing.done(), "the first refresh")
+    assert not refreshing.done()
+    assert fits(await copy.of("d-1"), tokens["d-1"])
+    refreshing.cancel()
+    await asyncio.wait([refreshing])
 
 
 async def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
