@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 import bridge
 from bridge.errors import StartError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _REVISION: Final = re.compile(r'^(down_)?revision = "(\w+)"$', re.MULTILINE)
+_STORED: Final = text("SELECT version_num FROM alembic_version")
 _PACKAGE: Final = Path(bridge.__file__).parent
 
 
@@ -70,6 +72,12 @@ async def current(url: str) -> str | None:
     return await _run(url, _revision)
 
 
+async def stored(connection: AsyncConnection) -> str | None:
+    """The revision of a database that has been migrated."""
+    found: str | None = (await connection.execute(_STORED)).scalar_one_or_none()
+    return found
+
+
 async def upgrade(url: str, *, timescaledb: bool = True) -> str:
     """Bring the schema to `head` and return it. All migrations run in one transaction: one that fails leaves the
     old schema. `timescaledb`: whether an empty database may use it (see hypertable), where the server has it.
@@ -99,7 +107,7 @@ async def upgrade(url: str, *, timescaledb: bool = True) -> str:
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    return connection.execute(_STORED).scalar_one_or_none()
 
 
 def _upgrade(connection: Connection, *, timescaledb: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.storage.tables import telemetry
@@ -36,3 +36,16 @@ async def test_a_sink_that_will_miss_what_is_deleted_is_a_concern_and_no_outage(
             "reason": "sink late: telemetry of 8.5 days ago waits for it, and is deleted after 10 days",
         }
         assert 'bridge_sink_endangered{sink="late"} 1.0' in (await opened.client.get("/metrics")).text
+
+
+async def test_a_schema_that_was_changed_meanwhile_is_told(url: str, tmp_path: Path) -> None:
+    async with house(url, tmp_path) as opened:
+
+        async def change(connection: AsyncConnection) -> None:
+            await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+        await opened.bridge.writer.submit(change)
+        answer = await opened.client.get("/readyz")
+        assert answer.status_code == 503
+        needed = opened.bridge.schema
+        assert answer.json()["checks"]["migrations"] == f"the schema is 9999, this version needs {needed}"
