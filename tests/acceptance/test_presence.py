@@ -32,6 +32,12 @@ class Watcher(Device):
         self.bodies.append(json.loads(message.payload))
 
 
+def newest(bridge: BridgeProcess) -> dict[str, Any]:
+    """The pump's last transition that is stored."""
+    (transition,) = bridge.get("/api/v1/devices/pump-1/presence?limit=1")["transitions"]
+    return dict(transition)
+
+
 def test_epochs_grow_through_kills_and_none_means_two_things(bridge: BridgeProcess) -> None:
     told: list[dict[str, Any]] = []
     for _ in range(2):
@@ -44,6 +50,7 @@ def test_epochs_grow_through_kills_and_none_means_two_things(bridge: BridgeProce
             with Device(bridge, "pump-1") as pump:
                 pump.publish_acknowledged("devices/pump-1/telemetry", "{}")
                 until(lambda: bridge.online() == ["pump-1"], "it is there when the bridge is killed")
+                until(lambda: newest(bridge)["status"] == "online", "that to be stored: it is told at once")
                 bridge.kill()
             told += watcher.bodies
         bridge.start()
