@@ -197,7 +197,7 @@ class Router:
         services.wheel.start()
         services.wheel.call_after(services.rules.evict_after, self._turn)
         await self._recover_presence()
-        for command in await services.writer.submit(_open_commands):
+        for command in await services.writer.submit(_open_commands, patient=True):
             self.cell(command.device_id).tell(_restorer(command))
         names = [agent.stored_as() for agent, _ in services.logic_classes.values()]
         if names:
@@ -248,8 +248,9 @@ class Router:
             beginning = await stored_presence.begin(connection, now)
             return beginning, await stored_devices.count_by_status(connection)
 
-        # Nobody is let in yet, so there is nothing to be in order with; and a slow commit of rows would be diverted.
-        beginning, counts = await services.writer.submit(recover)
+        # Nobody is let in yet, so there is nothing to be in order with; a slow commit of rows would be diverted. Very many
+        # that were online take longer than a caller may wait.
+        beginning, counts = await services.writer.submit(recover, patient=True)
         services.epoch_floor = beginning.floor
         services.census.devices = Counter(counts)
         for device_id, epoch in beginning.forgotten:

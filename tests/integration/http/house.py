@@ -59,6 +59,7 @@ async def house(
     sinks: dict[str, Any] | None = None,
     tracing: dict[str, Any] | None = None,
     retention: dict[str, Any] | None = None,
+    writer: dict[str, Any] | None = None,
     **http: Any,
 ) -> AsyncIterator[House]:
     """A running bridge on a migrated database; `http` and the others are settings of those sections."""
@@ -70,6 +71,7 @@ async def house(
         sinks=sinks or {},
         tracing=tracing or {},
         retention=retention or {},
+        writer=writer or {},
     )
     bridge = Bridge(settings)
     await bridge.start(migrate=True)

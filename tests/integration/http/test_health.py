@@ -8,7 +8,8 @@ from pathlib import Path
 from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.storage.tables import telemetry
+from bridge.storage.database import Database
+from bridge.storage.tables import devices, telemetry
 from tests.integration.http.house import house
 from tests.waiting import eventually
 
@@ -49,3 +50,16 @@ async def test_a_schema_that_was_changed_meanwhile_is_told(url: str, tmp_path: P
         assert answer.status_code == 503
         needed = opened.bridge.schema
         assert answer.json()["checks"]["migrations"] == f"the schema is 9999, this version needs {needed}"
+
+
+async def test_a_start_after_a_crash_takes_the_time_it_needs(url: str, tmp_path: Path) -> None:
+    """All that were online have to be made unknown before anybody is let in: who needs it is not told to come again."""
+    database = await Database.open(url)
+    rows = [
+        {"device_id": f"d{number}", "first_seen": 1.0, "last_seen": 1.0, "status": "online"} for number in range(20_000)
+    ]
+    await database.write(lambda connection: connection.execute(insert(devices), rows))
+    await database.close()
+    async with house(url, tmp_path, writer={"patience": 0.02}) as opened:
+        summary = (await opened.client.get("/api/v1/summary")).json()
+        assert (summary["devices"]["known"], summary["devices"]["unknown"]) == (20_000, 20_000)
