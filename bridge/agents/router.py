@@ -248,8 +248,8 @@ class Router:
             beginning = await stored_presence.begin(connection, now)
             return beginning, await stored_devices.count_by_status(connection)
 
-        # Nobody is let in yet, so there is nothing to be in order with; a slow commit of rows would be diverted. Very many
-        # that were online take longer than a caller may wait.
+        # Nobody is let in yet, so there is nothing to be in order with; a slow commit of rows would be diverted.
+        # Where very many were online it takes longer than a caller may wait.
         beginning, counts = await services.writer.submit(recover, patient=True)
         services.epoch_floor = beginning.floor
         services.census.devices = Counter(counts)
