@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+
+import msgspec
 
 from bridge.receipts import Receipt
 
@@ -44,7 +46,7 @@ class Sender(NamedTuple):
 class Address:
     """Where a bridge topic leads: made once per topic and connection, then reused for every message."""
 
-    __slots__ = ("device_id", "from_device", "kind", "replay", "rule", "sender", "stream", "topic")
+    __slots__ = ("device_id", "from_device", "kind", "plain", "replay", "rule", "sender", "stream", "topic")
 
     def __init__(
         self, topic: str, device_id: str, kind: Kind, stream: str = "", replay: str = "", rule: Rule | None = None
@@ -62,20 +64,19 @@ class Address:
         """Who asks for it, where it is not the device itself: for the audit trail."""
         self.rule = rule
         """How a foreign device's payload is to be read; None for the bridge's own topics."""
+        self.plain = kind is Kind.TELEMETRY and not replay and rule is None
+        """Whether it carries readings in the bridge's own form, from the device itself: nearly every message."""
 
 
 @final
-class Message:
+class Message(msgspec.Struct, eq=False):
     """One message for a device's agent, with the receipt that the agent must see settled."""
 
-    __slots__ = ("address", "payload", "receipt", "received_at")
-
-    def __init__(self, address: Address, payload: bytes, received_at: float, receipt: Receipt) -> None:
-        self.address = address
-        self.payload = payload
-        self.received_at = received_at
-        """Unix seconds, the bridge's clock."""
-        self.receipt = receipt
+    address: Address
+    payload: bytes
+    received_at: float
+    """Unix seconds, the bridge's clock."""
+    receipt: Receipt
 
 
 class Link(Protocol):
@@ -98,8 +99,9 @@ class Intake(Protocol):
     on_relief: Callable[[], None] | None
     """Set by the broker: called when `congested` has become False again."""
 
-    def deliver(self, message: Message) -> None:
-        """Take a message for a device. Its receipt will be settled later, from the same event loop."""
+    def deliver(self, messages: Sequence[Message]) -> None:
+        """Take messages for one device, at least one, in their order. Their receipts will be settled later, from the
+        same event loop."""
 
     def refuse(self, topic: str, payload: bytes, reason: str, text: str, receipt: Receipt) -> None:
         """Keep a message that no agent can take as a dead letter: `reason` is a word, `text` says what exactly."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, final
 
 import msgspec
 
@@ -16,7 +16,8 @@ LATEST_AHEAD: Final = 86_400.0
 """How far, in seconds, a device's clock may be ahead of the bridge's."""
 
 
-class Reading(NamedTuple):
+@final
+class Reading(msgspec.Struct, frozen=True):
     """One set of measurements: `ts` in Unix seconds, `message_id` if the device gave one, the JSON as it was sent."""
 
     ts: float
@@ -30,8 +31,8 @@ class _Envelope(msgspec.Struct):
     id: str | int | None = None
 
 
-_object: Final = msgspec.json.Decoder(_Envelope)
-_array: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_object: Final = msgspec.json.Decoder(_Envelope).decode
+_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def decode(payload: bytes, received_at: float) -> Reading | list[Reading]:
@@ -41,7 +42,7 @@ def decode(payload: bytes, received_at: float) -> Reading | list[Reading]:
     A batch is taken whole or not at all.
     """
     try:
-        if payload[:1] != b"{" and payload.lstrip()[:1] == b"[":
+        if not payload.startswith(b"{") and payload.lstrip().startswith(b"["):
             return _batch(payload, received_at)
         return _reading(payload, received_at)
     except msgspec.ValidationError as error:
@@ -57,15 +58,15 @@ def decode(payload: bytes, received_at: float) -> Reading | list[Reading]:
 def numbered(decoded: Reading | list[Reading], name: str) -> Reading | list[Reading]:
     """The same readings; those without a message id get one made from `name`."""
     if isinstance(decoded, Reading):
-        return decoded if decoded.message_id else decoded._replace(message_id=name)
+        return decoded if decoded.message_id else msgspec.structs.replace(decoded, message_id=name)
     return [
-        reading if reading.message_id else reading._replace(message_id=f"{name}-{index}")
+        reading if reading.message_id else msgspec.structs.replace(reading, message_id=f"{name}-{index}")
         for index, reading in enumerate(decoded)
     ]
 
 
 def _reading(payload: bytes, received_at: float) -> Reading:
-    envelope = _object.decode(payload)
+    envelope = _object(payload)
     ts = envelope.ts
     message_id = envelope.id
     return Reading(
@@ -77,7 +78,7 @@ def _reading(payload: bytes, received_at: float) -> Reading:
 
 def _batch(payload: bytes, received_at: float) -> list[Reading]:
     readings = []
-    for index, raw in enumerate(_array.decode(payload)):
+    for index, raw in enumerate(_array(payload)):
         try:
             readings.append(_reading(bytes(raw), received_at))
         except RefusedError as error:

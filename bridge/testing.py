@@ -29,7 +29,7 @@ from bridge.errors import RefusedError
 from bridge.messages import Message
 from bridge.presence import Status, Transition
 from bridge.readings import decode
-from bridge.receipts import Ledger, Receipt
+from bridge.receipts import Ledger
 from bridge.topics import Topics
 from bridge.twin import Limits, Part, Patch, Twin
 
@@ -199,7 +199,7 @@ class Harness(Generic[A_co]):
         address = self._world.topics.parse(topic)
         if address is None:
             raise ValueError(f"{topic} is no topic of a device")
-        message = Message(address, data, self.now, Receipt(self._world.ledger, qos=1))
+        message = Message(address, data, self.now, self._world.ledger.receipt(qos=1))
         self._logic.take(message, stream, decode(data, self.now))
         await self._settle()
 

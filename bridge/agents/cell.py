@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, final
 
 import structlog
@@ -75,17 +75,25 @@ class Cell:
 
     # ------------------------------------------------------------------ from outside
 
-    def post(self, message: Message) -> None:
-        """Hand a message to the agent. At the mailbox limit QoS 0 is dropped and counted; QoS 1 and 2 are bounded by
+    def post(self, messages: Sequence[Message]) -> None:
+        """Hand messages to the agent. At the mailbox limit QoS 0 is dropped and counted; QoS 1 and 2 are bounded by
         the receive windows of the connections they come from, which stop reading instead."""
         data = self._data
-        if len(data) >= self._services.rules.mailbox_limit and message.receipt.qos == 0:
-            message.receipt.settle(Outcome.DROPPED, "mailbox_full")
-            return
-        data.append(message)
+        if len(data) + len(messages) <= self._services.rules.mailbox_limit:
+            data += messages
+        else:
+            self._post_what_fits(messages)
         waker = self._waker
         if waker is not None or self._task is None:
             self._wake()
+
+    def _post_what_fits(self, messages: Sequence[Message]) -> None:
+        data = self._data
+        for message in messages:
+            if len(data) >= self._services.rules.mailbox_limit and message.receipt.qos == 0:
+                message.receipt.settle(Outcome.DROPPED, "mailbox_full")
+            else:
+                data.append(message)
 
     def tell(self, control: Control) -> None:
         """Have the agent's own coroutine call `control(device)`, before the messages that wait."""
@@ -217,7 +225,8 @@ class Cell:
             messages = self._data[:BUDGET]
             del self._data[:BUDGET]
         self._used_at = messages[-1].received_at if messages else self._used_at
-        for message in messages:
+        taken = device.record(messages)
+        for message in messages[taken:]:
             try:
                 device.handle(message)
             except RefusedError as error:

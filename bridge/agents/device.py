@@ -78,6 +78,40 @@ class Device:
 
     # ------------------------------------------------------------------ messages
 
+    def record(self, messages: Sequence[Message]) -> int:
+        """Store the readings at the beginning of `messages`, where there is nothing else to be done with them: how many
+        messages they are. The same as `handle` for each, which is for what comes after them; in less time, as what is
+        alike is done once."""
+        if self.admission is not ACCEPTED or not self.profile.plain or self.logic is not None:
+            return 0
+        services = self._services
+        feed = services.feed
+        add = services.writer.add_reading
+        device_id, keep = self.id, self.streams.keep
+        taken = 0
+        received_at = 0.0
+        try:
+            for message in messages:
+                address = message.address
+                if not address.plain:
+                    break
+                reading = decode(message.payload, message.received_at)
+                if not isinstance(reading, Reading):
+                    break
+                received_at = message.received_at
+                stream, ts, payload = address.stream, reading.ts, reading.payload
+                add(device_id, stream, ts, received_at, reading.message_id, payload, message.receipt)
+                taken += 1
+                keep(stream, ts, payload)
+                if feed.listening:
+                    feed.readings(device_id, stream, received_at, (reading,))
+        except RefusedError:
+            pass  # `handle` says what is wrong with it
+        if taken:
+            self.liveness.heard(received_at)
+            self._count(received_at, taken)
+        return taken
+
     def handle(self, message: Message) -> None:
         """Handle one message from the broker. Raises RefusedError when it cannot be accepted as it is."""
         address = message.address
@@ -146,8 +180,8 @@ class Device:
             return
         writer, feed = self._services.writer, self._services.feed
         if isinstance(decoded, Reading):
-            ts, message_id, payload = decoded
-            writer.add_reading(self.id, stream, ts, received_at, message_id, payload, message.receipt)
+            ts, payload = decoded.ts, decoded.payload
+            writer.add_reading(self.id, stream, ts, received_at, decoded.message_id, payload, message.receipt)
             self.streams.keep(stream, ts, payload)
             if feed.listening:
                 feed.readings(self.id, stream, received_at, (decoded,))
@@ -158,7 +192,7 @@ class Device:
             self.streams.keep(stream, last.ts, last.payload)
             if feed.listening:
                 feed.readings(self.id, stream, received_at, decoded)
-        self._count(received_at)
+        self._count(received_at, 1)
 
     def recorded(self, stream: str, readings: Sequence[Reading], received_at: float) -> None:
         """A message that device logic has handled is committed with its readings."""
@@ -167,10 +201,10 @@ class Device:
         feed = self._services.feed
         if feed.listening:
             feed.readings(self.id, stream, received_at, readings)
-        self._count(received_at)
+        self._count(received_at, 1)
 
-    def _count(self, received_at: float) -> None:
-        self.messages += 1
+    def _count(self, received_at: float, messages: int) -> None:
+        self.messages += messages
         self._changed = True
         if not 0.0 < self._save_at - received_at <= self._services.rules.snapshot_interval:
             self.save()  # it is time, or the clock was set back, and else it would not be for long

@@ -41,8 +41,8 @@ class Replay:
         """
         address = self._address(letter)
         settled = _Settled(asyncio.get_running_loop())
-        receipt = Receipt(self._ledger, settled, qos=1)
-        self._router.deliver(Message(address, letter.payload, letter.at, receipt))
+        receipt = self._ledger.receipt(settled, qos=1)
+        self._router.deliver([Message(address, letter.payload, letter.at, receipt)])
         try:
             async with asyncio.timeout(WITHIN):
                 outcome = await settled.outcome

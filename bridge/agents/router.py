@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Final, final
@@ -64,13 +64,13 @@ class Router:
         if self.on_relief is not None:
             self.on_relief()
 
-    def deliver(self, message: Message) -> None:
-        """Hand a message to its device's agent."""
-        device_id = message.address.device_id
+    def deliver(self, messages: Sequence[Message]) -> None:
+        """Hand messages to their device's agent."""
+        device_id = messages[0].address.device_id
         cell = self._cells.get(device_id)
         if cell is None:
             cell = self._new_cell(device_id)
-        cell.post(message)
+        cell.post(messages)
 
     def refuse(self, topic: str, payload: bytes, reason: str, text: str, receipt: Receipt) -> None:
         """Keep a message that names no possible agent as a dead letter."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from bridge.errors import RefusedError
@@ -53,8 +53,12 @@ class StandIn:
         if self.on_relief is not None:
             self.on_relief()
 
-    def deliver(self, message: Message) -> None:
-        """Store a message, hold it, or give it back."""
+    def deliver(self, messages: Sequence[Message]) -> None:
+        """Store each message, hold it, or give it back."""
+        for message in messages:
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
         address, receipt = message.address, message.receipt
         if address.kind in STORED:
             try:

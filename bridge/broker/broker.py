@@ -38,7 +38,7 @@ from bridge.broker.wheel import TICK, Wheel
 from bridge.broker.wire import CONGESTED, STOPPED, Wire
 from bridge.errors import RefusedError, StartError
 from bridge.messages import Intake, Message, Sender
-from bridge.receipts import Ledger, Receipt
+from bridge.receipts import Ledger
 from bridge.storage.sessions import SessionStore
 from bridge.topics import Topics
 
@@ -314,14 +314,14 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt is not checked, so 
             log.warning("a will is not published", topic=topic[:200], error=str(error))
             return
         if route.refusal is not None:
-            receipt = Receipt(self.ledger, None, qos)
+            receipt = self.ledger.receipt(None, qos)
             self.intake.refuse(topic, payload, route.refusal.reason, str(route.refusal), receipt)
             return
         self.exchange.pass_on(topic, payload, qos, retain)
         if route.address is not None:
             if not route.address.from_device:
                 route.address.sender = Sender(session.username, session.client_id, "")
-            self.intake.deliver(Message(route.address, payload, self.clock(), Receipt(self.ledger, None, qos)))
+            self.intake.deliver([Message(route.address, payload, self.clock(), self.ledger.receipt(None, qos))])
 
     # ------------------------------------------------------------------ what amqtt's plugins see (BrokerContext)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Final, Protocol, final
 
 from bridge.broker import packets
@@ -18,9 +19,9 @@ from bridge.broker.plugins import Plugins
 from bridge.broker.portions import Portions
 from bridge.broker.promises import Promises, PromisesBroker
 from bridge.broker.routes import Route, route_to
-from bridge.broker.session import Ack, Session
+from bridge.broker.session import Ack, Promise, Session
 from bridge.broker.wheel import TICK, ticks
-from bridge.broker.wire import CLOSED, CONGESTED, STALLED_FOR
+from bridge.broker.wire import CLOSED, CONGESTED, STALLED_FOR, WINDOW
 from bridge.errors import RefusedError
 from bridge.messages import Intake, Message, Sender
 from bridge.receipts import Ledger, Outcome, Receipt
@@ -37,6 +38,8 @@ CLOSING_FOR: Final = 5.0
 LOOK_EVERY: Final = 60.0
 """Seconds between two looks at a connection without keepalive."""
 
+_ORDINARY: Final = 0x32
+"""The first byte of a PUBLISH of QoS 1, not to be retained, sent for the first time (3.3.1)."""
 _BAD_PUBLISH: Final = frozenset((0x36, 0x37, 0x3E, 0x3F, 0x38, 0x39))
 """QoS 3 [MQTT-3.3.1-4], or DUP with QoS 0 [MQTT-3.3.1-2]."""
 
@@ -142,13 +145,19 @@ class Connection(Promises):
             while not need:
                 limit = self.limit
                 frames, need, error = split(data, limit, at)
-                for first, start, stop in frames:
-                    if first & 0xF0 == 0x30 and self.session is not None:
-                        if not self._publish(data, first, start, stop, now):
-                            break  # not before a plugin has answered
-                    else:
-                        broker.control(self, first, data[start:stop])
-                    at = stop
+                position = 0
+                while position < len(frames):
+                    taken = self._publish_alike(data, frames, position, now)
+                    if not taken:
+                        taken = 1
+                        first, start, stop = frames[position]
+                        if first & 0xF0 == 0x30 and self.session is not None:
+                            if not self._publish(data, first, start, stop, now):
+                                break  # not before a plugin has answered
+                        else:
+                            broker.control(self, first, data[start:stop])
+                    position += taken
+                    at = frames[position - 1][2]
                     if self._held:
                         break
                 else:
@@ -171,6 +180,49 @@ class Connection(Promises):
             self.hold(CONGESTED)
             broker.wait_for_relief(self)
 
+    def _publish_alike(self, data: bytes, frames: list[tuple[int, int, int]], position: int, now: float) -> int:
+        """Handle the PUBLISHes from `position` on that are like those of nearly all devices: of QoS 1, on the topic of
+        the last message, which is an agent's. How many they are. The same as `_publish` for each, with what is alike
+        done once: a third of the work for a burst."""
+        route = self._route
+        if route is None or route.address is None or frames[position][0] != _ORDINARY:
+            return 0
+        address, head = route.address, route.head
+        length = len(head) + 2
+        broker = self._broker
+        ledger, share, pending = broker.ledger, broker.share, self._pending
+        if not pending:
+            share.enter()
+        # At least one, as others that have come since may have made the share smaller than what is under way.
+        room = max(1, share.window - len(pending))
+        receipts: list[Promise] = []
+        messages: list[Message] = []
+        for first, start, stop in islice(frames, position, position + room):
+            body = start + length
+            if first != _ORDINARY or body > stop or not data.startswith(head, start):
+                break
+            packet_id = data[body - 2] << 8 | data[body - 1]
+            if not packet_id:
+                break
+            receipt = Receipt(ledger, self, 1, packet_id)
+            receipts.append(receipt)
+            messages.append(Message(address, data[body:stop], now, receipt))
+        taken = len(messages)
+        pending += receipts
+        if not pending:
+            share.leave()
+        if not taken:
+            return 0
+        if taken >= room:
+            self.hold(WINDOW)
+        ledger.open(taken)
+        exchange = broker.exchange
+        if exchange.heard(route):
+            for message in messages:
+                exchange.forward(route.topic, message.payload, 1, route.wild)
+        broker.intake.deliver(messages)
+        return taken
+
     def _publish(self, data: bytes, first: int, start: int, stop: int, now: float) -> bool:
         """Handle a PUBLISH (3.3); False if it has to come again when plugins have been asked."""
         begin = start + 2
@@ -181,10 +233,10 @@ class Connection(Promises):
         body = end + 2 if qos else end
         if body > stop or first in _BAD_PUBLISH:
             raise ProtocolError("PUBLISH too short, of QoS 3 [MQTT-3.3.1-4], or DUP with QoS 0 [MQTT-3.3.1-2]")
-        name = data[begin:end]
+        head = data[start:end]
         route = self._route
-        if route is None or route.name != name:
-            route = self._find(name)
+        if route is None or route.head != head:
+            route = self._find(head)
             if route is None:
                 return bool(self._held & CLOSED)
         packet_id = 0
@@ -200,21 +252,17 @@ class Connection(Promises):
             self._pass_on(route, data[body:stop], qos, packet_id, bool(first & 1))
             return True
         if qos == 0:
-            receipt = Receipt(broker.ledger)
+            receipt = broker.ledger.receipt()
         else:
-            receipt = Receipt(broker.ledger, self, qos, packet_id, self._once(packet_id) if qos == 2 else None)
+            receipt = broker.ledger.receipt(self, qos, packet_id, self._once(packet_id) if qos == 2 else None)
             self._line_up(receipt)
         payload = data[body:stop]
         exchange = broker.exchange
         if first & 1:
             exchange.retain(route.topic, payload, qos)
-        tree = exchange.tree
-        if route.version != tree.version:
-            route.wild = tree.wild(route.topic)
-            route.version = tree.version
-        if route.wild or tree.names(route.topic):
+        if exchange.heard(route):
             exchange.forward(route.topic, payload, qos, route.wild)
-        broker.intake.deliver(Message(address, payload, now, receipt))
+        broker.intake.deliver([Message(address, payload, now, receipt)])
         return True
 
     def _pass_on(self, route: Route, payload: bytes, qos: int, packet_id: int, retain: bool) -> None:
@@ -222,7 +270,7 @@ class Connection(Promises):
         broker = self._broker
         once = self._once(packet_id) if qos == 2 else None
         if route.refusal is not None:
-            receipt = Receipt(broker.ledger, self if qos else None, qos, packet_id, once)
+            receipt = broker.ledger.receipt(self if qos else None, qos, packet_id, once)
             self._line_up(receipt)
             broker.intake.refuse(route.topic, payload, route.refusal.reason, str(route.refusal), receipt)
             return
@@ -244,21 +292,21 @@ class Connection(Promises):
         session = self._session()
         return None if session.clean else (session.client_id, packet_id)
 
-    def _find(self, name: bytes) -> Route | None:
+    def _find(self, head: bytes) -> Route | None:
         """What another topic than the last message's means to this client, remembered for its next message. None if it
         may not publish there (the connection is closed), or if plugins have to be asked first."""
         routes = self._routes
-        route = None if routes is None else routes.get(name)
+        route = None if routes is None else routes.get(head)
         if route is None:
-            route = self._learn(name)
+            route = self._learn(head[2:])
             if route is None:
                 return None
             if self._route is not None:
                 if routes is None:
-                    routes = self._routes = {self._route.name: self._route}
+                    routes = self._routes = {self._route.head: self._route}
                 elif len(routes) >= MAX_ROUTES:
                     routes.clear()
-                routes[name] = route
+                routes[head] = route
         self._route = route
         return route
 

@@ -13,6 +13,7 @@ from bridge.broker import packets
 from bridge.broker.config import BrokerConfig, BrokerStats
 from bridge.broker.plugins import Plugins
 from bridge.broker.retained import Retained, RetainedTree
+from bridge.broker.routes import Route
 from bridge.broker.session import Delivery, Session
 from bridge.broker.subscriptions import SubscriptionTree, merged
 from bridge.storage.sessions import SessionStore
@@ -62,6 +63,14 @@ class Exchange:
         return True
 
     # ------------------------------------------------------------------ messages in
+
+    def heard(self, route: Route) -> bool:
+        """Whether a topic has subscribers; the route then says who subscribed by wildcards."""
+        tree = self.tree
+        if route.version != tree.version:
+            route.wild = tree.wild(route.topic)
+            route.version = tree.version
+        return bool(route.wild) or tree.names(route.topic)
 
     def forward(self, topic: str, payload: bytes, qos: int, wild: Mapping[Session, int]) -> None:
         """Give a message for an agent to its other subscribers; `wild` is who subscribed by wildcards."""

@@ -14,14 +14,15 @@ from bridge.topics import Topics
 
 @final
 class Route:
-    """What is known of a topic that something was published to: its `name` as it is sent, and who subscribed to it by a
-    wildcard (`wild`), when the subscriptions were at `version`."""
+    """What is known of a topic that something was published to: the `head` of a PUBLISH with it (the name with its
+    length, 3.3.2.1), and who subscribed to it by a wildcard (`wild`), when the subscriptions were at `version`."""
 
-    __slots__ = ("address", "name", "refusal", "topic", "version", "wild")
+    __slots__ = ("address", "head", "refusal", "topic", "version", "wild")
 
     def __init__(self, topic: str, address: Address | None, refusal: RefusedError | None) -> None:
         self.topic = topic
-        self.name = topic.encode()
+        name = topic.encode()
+        self.head = len(name).to_bytes(2, "big") + name
         self.address = address
         self.refusal = refusal
         self.wild: Mapping[Session, int] = NOBODY

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, final
 
 import structlog
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.receipts import Outcome, Receipt
+from bridge.receipts import Outcome, Receipt, settle_all
 from bridge.storage import bulk
 from bridge.storage.agents import AgentState
 from bridge.storage.deadletters import DeadLetter
@@ -162,12 +162,10 @@ class Batch:
         if self.refusal is not None:
             self._settle_refusal(self.refusal)
             return
-        committed = Outcome.COMMITTED
         if not self.duplicates and not self.work:
-            for receipt in self.order:
-                if receipt is not None:
-                    _settle(receipt, committed)  # type: ignore[arg-type]  # without work there are only receipts
+            _settle_all(self.order)  # type: ignore[arg-type]  # without work there are only receipts
             return
+        committed = Outcome.COMMITTED
         ids = self.rows[::WIDTH]
         position = 0
         for entry in self.order:
@@ -266,6 +264,16 @@ def _give_up(entry: Entry, error: Exception) -> None:
         _settle(receipt, Outcome.RETRY)
     if isinstance(entry, Work):
         entry.receipt = None  # it may be in a transaction all the same, and must not be settled again
+
+
+def _settle_all(receipts: Sequence[Receipt | None]) -> None:
+    try:
+        settle_all(receipts, Outcome.COMMITTED)
+    except Exception:
+        log.exception("not all receipts could be settled at once")
+        for receipt in receipts:
+            if receipt is not None and receipt.outcome is None:
+                _settle(receipt, Outcome.COMMITTED)
 
 
 def _settle(receipt: Receipt, outcome: Outcome) -> None:

@@ -130,7 +130,7 @@ async def wake_up(seconds: float) -> list[dict[str, Any]]:
         begin = time.perf_counter()
         settled = Countdown(AWAKE)
         for address in addresses:
-            router.deliver(Message(address, payload, now, Receipt(ledger, settled, 1)))
+            router.deliver([Message(address, payload, now, ledger.receipt(settled, 1))])
         await settled.done
         with_reading.append((time.perf_counter() - begin) / AWAKE * 1e6)
         await asyncio.sleep(0)
@@ -170,7 +170,7 @@ async def asleep(seconds: float) -> list[dict[str, Any]]:
     for start in range(0, devices, AT_ONCE):
         names = [f"bench-{number:07d}" for number in range(start, start + AT_ONCE)]
         for name in names:
-            router.deliver(Message(_address(name), payload, clock.now(), Receipt(ledger, qos=1)))
+            router.deliver([Message(_address(name), payload, clock.now(), ledger.receipt(qos=1))])
         await _asleep(services, clock)
         if start + AT_ONCE in (AT_ONCE, devices):
             lookups[start + AT_ONCE] = _lookup(router, start + AT_ONCE)
@@ -291,7 +291,7 @@ async def _cold_starts(router: Router, count: int) -> list[float]:
         sent[number] = time.perf_counter()
         # Every tenth of the stored devices, so that they do not lie on one page of the database.
         address = _address(f"bench-{number * 10:07d}")
-        router.deliver(Message(address, payload, time.time(), Receipt(ledger, owner, 1, number)))
+        router.deliver([Message(address, payload, time.time(), ledger.receipt(owner, 1, number))])
     await asyncio.wait_for(done, 30.0)
     if ledger.committed != count:
         raise RuntimeError(f"{ledger.committed} of {count} messages were committed")

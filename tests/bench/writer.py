@@ -20,7 +20,7 @@ from typing import Any
 import asyncpg
 import uvloop
 
-from bridge.receipts import Ledger, Receipt
+from bridge.receipts import Ledger
 from bridge.storage import hypertable, migrate
 from bridge.storage.database import Database
 from bridge.storage.retention import Keep, Retention
@@ -54,7 +54,7 @@ async def through_writer(writer: Writer, source: Iterator[Reading], seconds: flo
     end = begin + seconds
     while time.perf_counter() < end:
         for device_id, stream, ts, received_at, message_id, payload in islice(source, 500):
-            writer.add_reading(device_id, stream, ts, received_at, message_id, payload, Receipt(ledger, qos=1))
+            writer.add_reading(device_id, stream, ts, received_at, message_id, payload, ledger.receipt(qos=1))
         await asyncio.sleep(0)
         if writer.congested:
             await relief.wait()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import AlreadySettledError
-from bridge.receipts import Ledger, Outcome, Receipt
+from bridge.receipts import Ledger, Outcome, Receipt, settle_all
 
 
 class Owner:
@@ -18,7 +18,7 @@ class Owner:
 
 def test_the_owner_is_told_once() -> None:
     owner = Owner()
-    receipt = Receipt(Ledger(), owner, qos=1, packet_id=7)
+    receipt = Ledger().receipt(owner, qos=1, packet_id=7)
     receipt.settle(Outcome.COMMITTED)
     assert owner.settled == [receipt]
     assert receipt.outcome is Outcome.COMMITTED
@@ -26,7 +26,7 @@ def test_the_owner_is_told_once() -> None:
 
 def test_settling_twice_is_an_error_and_counts_once() -> None:
     ledger, owner = Ledger(), Owner()
-    receipt = Receipt(ledger, owner)
+    receipt = ledger.receipt(owner)
     receipt.settle(Outcome.DEAD_LETTERED)
     with pytest.raises(AlreadySettledError):
         receipt.settle(Outcome.COMMITTED)
@@ -41,7 +41,7 @@ def test_only_retry_is_not_acknowledged() -> None:
 def test_the_ledger_holds_whatever_becomes_of_the_messages(outcomes: list[Outcome | None]) -> None:
     ledger = Ledger()
     for outcome in outcomes:
-        receipt = Receipt(ledger)
+        receipt = ledger.receipt()
         assert ledger.difference == 0
         if outcome is not None:
             receipt.settle(outcome, "mailbox_full" if outcome is Outcome.DROPPED else "")
@@ -54,6 +54,23 @@ def test_the_ledger_holds_whatever_becomes_of_the_messages(outcomes: list[Outcom
 
 def test_a_lost_message_shows_as_a_difference() -> None:
     ledger = Ledger()
-    Receipt(ledger)
+    ledger.receipt()
     ledger.in_flight -= 1
     assert ledger.difference == 1
+
+
+def test_many_are_settled_as_one_after_the_other_is() -> None:
+    ledger, owner = Ledger(), Owner()
+    receipts = [ledger.receipt(owner, qos=1, packet_id=n) for n in range(5)]
+    settle_all([receipts[0], None, *receipts[1:]], Outcome.COMMITTED)
+    assert owner.settled == receipts
+    assert (ledger.committed, ledger.in_flight, ledger.difference) == (5, 0, 0)
+
+
+def test_what_is_settled_already_among_many_is_an_error_and_counts_once() -> None:
+    ledger, owner = Ledger(), Owner()
+    receipts = [ledger.receipt(owner) for _ in range(3)]
+    receipts[1].settle(Outcome.DEAD_LETTERED)
+    with pytest.raises(AlreadySettledError):
+        settle_all(receipts, Outcome.COMMITTED)
+    assert (ledger.committed, ledger.dead_lettered, ledger.in_flight, ledger.difference) == (1, 1, 1, 0)

@@ -110,8 +110,8 @@ class House:
         """A message comes in."""
         address = self.topics.parse(topic)
         assert address is not None
-        receipt = Receipt(self.ledger, qos=qos)
-        self.router.deliver(Message(address, payload, self.clock(), receipt))
+        receipt = self.ledger.receipt(qos=qos)
+        self.router.deliver([Message(address, payload, self.clock(), receipt)])
         return receipt
 
     def bodies(self, topic: str) -> list[Any]:

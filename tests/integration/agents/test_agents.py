@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from bridge.agents.cell import BUDGET
 from bridge.agents.services import Rules
 from bridge.commands import CommandRequest, CommandStatus
+from bridge.messages import Message
 from bridge.receipts import Outcome
 from bridge.storage import commands as stored
 from bridge.storage import tables
@@ -158,6 +159,46 @@ async def test_rubbish_becomes_a_dead_letter_the_device_is_told_and_the_next_rea
         assert (bad.outcome, good.outcome) == (Outcome.DEAD_LETTERED, Outcome.COMMITTED)
         assert await count(built, tables.dead_letters) == 1
         assert [body["reason"] for body in built.bodies("devices/d1/error")] == ["not_json"]
+
+
+async def test_a_burst_of_everything_is_handled_in_order(url: str) -> None:
+    """What is alike is handled together, up to what is not: nothing is left out, and nothing is done twice."""
+    async with house(url) as built:
+        sent = [
+            ("telemetry", b'{"n": 0}'),
+            ("telemetry/other", b'{"n": 1, "id": "x"}'),
+            ("telemetry", b'[{"n": 2}, {"n": 3}]'),
+            ("telemetry", b'{"n": 4'),
+            ("telemetry", b'{"n": 5}'),
+            ("event/door", b'{"open": true}'),
+            ("telemetry/other", b'{"n": 1, "id": "x"}'),
+            ("telemetry", b'{"n": 6}'),
+        ]
+        messages, receipts = [], []
+        for kind, payload in sent:
+            address = built.topics.parse(f"devices/d1/{kind}")
+            assert address is not None
+            receipts.append(built.ledger.receipt(qos=1))
+            messages.append(Message(address, payload, built.clock(), receipts[-1]))
+        built.router.deliver(messages)
+        await eventually(lambda: all(receipt.outcome for receipt in receipts))
+        dead = [number for number, receipt in enumerate(receipts) if receipt.outcome is Outcome.DEAD_LETTERED]
+        assert dead == [3]
+        assert await count(built, tables.telemetry) == 7
+
+        async def payloads(connection: Any) -> list[str]:
+            return list((await connection.execute(select(tables.telemetry.c.payload).order_by("id"))).scalars())
+
+        assert await built.database.read(payloads) == [
+            '{"n": 0}', '{"n": 1, "id": "x"}', '{"n": 2}', '{"n": 3}', '{"n": 5}', '{"open": true}', '{"n": 6}',
+        ]  # fmt: skip
+        device = built.router.find("d1")
+        assert device is not None
+        assert device.messages == 7
+        assert {stream: latest.payload for stream, latest in device.streams.items()} == {
+            "default": '{"n": 6}', "other": '{"n": 1, "id": "x"}', "event/door": '{"open": true}',
+        }  # fmt: skip
+        assert built.ledger.difference == 0
 
 
 async def test_qos_0_over_the_mailbox_limit_is_dropped_and_counted(url: str) -> None:

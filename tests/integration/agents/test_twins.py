@@ -213,8 +213,8 @@ async def test_a_qos_2_patch_is_known_as_taken_in_the_same_transaction(url: str)
     async with house(url) as built:
         address = built.topics.parse(DESIRED)
         assert address is not None
-        receipt = Receipt(built.ledger, qos=2, packet_id=7, once=("operator", 7))
-        built.router.deliver(_message(address, b'{"a": 1}', receipt))
+        receipt = built.ledger.receipt(qos=2, packet_id=7, once=("operator", 7))
+        built.router.deliver([_message(address, b'{"a": 1}', receipt)])
         await eventually(lambda: receipt.outcome)
         rows = await built.database.read(_taken)
         assert rows == [("operator", 7)]

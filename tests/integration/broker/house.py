@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
@@ -32,10 +32,11 @@ class RecordingIntake:
         self.attachments: list[tuple[str, bool]] = []
         self.detachments: list[tuple[str, str]] = []
 
-    def deliver(self, message: Message) -> None:
-        self.messages.append(message)
+    def deliver(self, messages: Sequence[Message]) -> None:
+        self.messages += messages
         if not self.hold:
-            message.receipt.settle(Outcome.COMMITTED)
+            for message in messages:
+                message.receipt.settle(Outcome.COMMITTED)
 
     def refuse(self, topic: str, payload: bytes, reason: str, text: str, receipt: Receipt) -> None:
         self.refused.append((topic, reason))

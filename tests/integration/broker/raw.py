@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,11 +38,12 @@ class Desk:
         self.links: list[tuple[Any, ...]] = []
         """("attached", device, client, listening) and ("detached", device, client, cause), in order."""
 
-    def deliver(self, message: Message) -> None:
-        """Write it down."""
-        self.messages.append(message)
+    def deliver(self, messages: Sequence[Message]) -> None:
+        """Write them down."""
+        self.messages += messages
         if self.settles is not None:
-            message.receipt.settle(self.settles)
+            for message in messages:
+                message.receipt.settle(self.settles)
 
     def refuse(self, topic: str, payload: bytes, reason: str, text: str, receipt: Receipt) -> None:
         """Write it down."""

@@ -63,6 +63,59 @@ async def test_a_busy_connection_has_less_at_once_while_others_have_something_to
         await busy.expect(*(packets.puback(i) for i in range(even + 1, even + 100)))
 
 
+async def test_a_share_that_has_become_smaller_than_what_is_under_way_holds_nobody_up_for_good() -> None:
+    intake = RecordingIntake()
+    intake.hold = True
+    async with broker(intake, receive_window=1000) as door:
+        busy = await door.client("busy")
+        busy.send(b"".join(publish(TELEMETRY, b"%d" % i, 1, i) for i in range(1, 401)))
+        await eventually(lambda: len(intake.messages) == 400, "the first messages")
+        for name in "abcd":
+            quiet = await door.client(name)
+            quiet.send(publish(TELEMETRY, b"quiet", 1, 1))
+        await eventually(lambda: len(intake.messages) == 404, "the others")
+        assert door.broker.share.window < 400
+        busy.send(b"".join(publish(TELEMETRY, b"%d" % i, 1, i) for i in range(401, 411)))
+        connection = next(c for c in door.broker.connections if c.client_id == "busy")
+        await eventually(lambda: connection.held, "the busy one is not read")
+        assert len(intake.messages) == 405
+        intake.hold = False
+        for message in list(intake.messages):
+            message.receipt.settle(Outcome.COMMITTED)
+        await busy.expect(*(packets.puback(i) for i in range(1, 411)))
+
+
+async def test_what_is_wrong_within_a_burst_concerns_nothing_before_it() -> None:
+    intake = RecordingIntake()
+    async with broker(intake) as door:
+        device = await door.client()
+        device.send(publish(TELEMETRY, b"0", 1, 9))
+        await device.expect(packets.puback(9))
+        good = [publish(TELEMETRY, b"%d" % i, 1, i) for i in (1, 2, 3)]
+        unnumbered = publish(TELEMETRY, b"4", 1, 4).replace(b"\x00\x044", b"\x00\x004")
+        device.send(b"".join((*good, unnumbered, good[0])))
+        await device.expect(*(packets.puback(i) for i in (1, 2, 3)))
+        await device.closed()
+        assert intake.payloads() == [b"0", b"1", b"2", b"3"]
+        assert door.ledger.difference == 0
+
+
+async def test_a_burst_on_two_topics_of_every_kind_is_handed_over_in_order() -> None:
+    intake = RecordingIntake()
+    async with broker(intake) as door:
+        device = await door.client()
+        sent, acks = [], []
+        for number in range(1, 61):
+            topic = f"{TELEMETRY}/b" if number % 7 == 0 else "devices/d1/event/e" if number % 11 == 0 else TELEMETRY
+            qos = 0 if number % 5 == 0 else 1
+            sent.append(publish(topic, b"%d" % number, qos, number))
+            acks += [packets.puback(number)] if qos else []
+        device.send(b"".join(sent))
+        await device.expect(*acks)
+        assert intake.payloads() == [b"%d" % number for number in range(1, 61)]
+        assert (door.ledger.received, door.ledger.in_flight) == (60, 0)
+
+
 async def _send_slowly(client: Any, total: int) -> None:
     for i in range(1, total + 1):
         client.send(publish(TELEMETRY, b"%d" % i, 1, i))

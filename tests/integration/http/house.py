@@ -12,7 +12,6 @@ import httpx
 
 from bridge.app import Bridge
 from bridge.messages import Message
-from bridge.receipts import Receipt
 from bridge.settings import Settings
 
 
@@ -37,8 +36,8 @@ class House:
         """A message comes in, and is committed when this returns."""
         address = self.bridge.services.topics.parse(topic)
         assert address is not None
-        receipt = Receipt(self.bridge.ledger, qos=1)
-        self.bridge.router.deliver(Message(address, payload, time.time(), receipt))
+        receipt = self.bridge.ledger.receipt(qos=1)
+        self.bridge.router.deliver([Message(address, payload, time.time(), receipt)])
         while receipt.outcome is None:
             await self.committed()
 

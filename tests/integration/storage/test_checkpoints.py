@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bridge.receipts import Ledger, Outcome, Receipt
+from bridge.receipts import Ledger, Outcome
 from bridge.storage import checkpoints
 from bridge.storage.database import Database
 from bridge.storage.writer import Writer
@@ -29,7 +29,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def commit_some(writer: Writer, ledger: Ledger) -> None:
     """A commit of a few rows, acknowledged."""
-    receipts = [Receipt(ledger, qos=1) for _ in range(5)]
+    receipts = [ledger.receipt(qos=1) for _ in range(5)]
     for receipt in receipts:
         writer.add_reading(f"d{next(_ids)}", "default", 1.0, 1.0, None, '{"n": 1}', receipt)
     await writer.barrier()

@@ -75,7 +75,7 @@ async def test_rows_are_stored_once_when_the_answer_to_the_commit_is_lost(
     writer: Writer, ledger: Ledger, witness: Witness, lost_answers: Callable[[int], None], lost: int
 ) -> None:
     lost_answers(lost)
-    receipts = [Receipt(ledger, qos=1) for _ in range(30)]
+    receipts = [ledger.receipt(qos=1) for _ in range(30)]
     for number, receipt in enumerate(receipts):
         add(writer, number, receipt, "same" if number in (3, 4) else None)
     await eventually(lambda: ledger.in_flight == 0, "the commit")
@@ -102,7 +102,7 @@ async def test_poison_is_kept_once_when_the_answer_to_the_commit_is_lost(
 ) -> None:
     lost_answers(2)
     for number in range(10):
-        add(writer, number, Receipt(ledger, qos=1), "\ud800" if number == 6 else None)
+        add(writer, number, ledger.receipt(qos=1), "\ud800" if number == 6 else None)
     await eventually(lambda: ledger.in_flight == 0, "the commit")
     assert (ledger.committed, ledger.dead_lettered) == (9, 1)
     assert await witness.rows("SELECT count(*) FROM telemetry") == [(9,)]
@@ -117,7 +117,7 @@ async def test_sqlite_locked_by_another_program(url: str, ledger: Ledger, witnes
     await writer.start()
     await witness.execute("BEGIN IMMEDIATE")
     for number in range(100):
-        add(writer, number, Receipt(ledger, qos=1))
+        add(writer, number, ledger.receipt(qos=1))
     await eventually(lambda: database.breaker.opened > 0, "the breaker")
     assert ledger.in_flight == 100
     await witness.execute("COMMIT")
@@ -137,7 +137,7 @@ async def test_what_cannot_be_committed_until_stop_stays_with_its_sender(
     writer = Writer(database, batch_rows=10)
     await writer.start()
     await witness.execute("BEGIN IMMEDIATE")
-    receipts = [Receipt(ledger, qos=1) for _ in range(25)]
+    receipts = [ledger.receipt(qos=1) for _ in range(25)]
     for number, receipt in enumerate(receipts):
         add(writer, number, receipt)
     future = writer.submit(nothing)
@@ -164,7 +164,7 @@ async def test_postgres_goes_and_comes_back_under_load(url: str, postgres: Postg
 
     async def send() -> None:
         for number in itertools.count():
-            receipts.append(Receipt(ledger, qos=1))
+            receipts.append(ledger.receipt(qos=1))
             add(writer, number, receipts[-1])
             if number % 20 == 0:
                 await asyncio.sleep(0)
@@ -206,7 +206,7 @@ async def test_a_postgres_that_answers_nothing_does_not_hold_the_writer_for_good
     await asyncio.to_thread(postgres.pause)
     try:
         for number in range(20):
-            add(writer, number, Receipt(ledger, qos=1))
+            add(writer, number, ledger.receipt(qos=1))
         counted = writer.submit(count_up)
         await eventually(lambda: database.breaker.opened > 0, "the breaker", 20.0)
         assert ledger.in_flight == 20
@@ -230,7 +230,7 @@ async def test_stopping_does_not_wait_for_a_postgres_that_answers_nothing(
     await database.ping()
     writer = Writer(database)
     await writer.start()
-    receipt = Receipt(ledger, qos=1)
+    receipt = ledger.receipt(qos=1)
     await asyncio.to_thread(postgres.pause)
     try:
         add(writer, 1, receipt)
@@ -254,7 +254,7 @@ async def test_a_writer_that_lost_its_session_does_not_write_beside_another_brid
         " AND pid <> pg_backend_pid()"
     )
     other = await Database.open(url)
-    add(writer, 1, Receipt(ledger, qos=1))
+    add(writer, 1, ledger.receipt(qos=1))
     await eventually(lambda: writer.stats.retries > 1, "two attempts")
     assert ledger.in_flight == 1
     await other.close()
@@ -286,7 +286,7 @@ async def test_a_database_that_refuses_everything_costs_no_message(
     """Not even the mark can be written: no message is to blame, so none is acknowledged, and it heals."""
     await witness.execute("ALTER TABLE telemetry RENAME TO telemetry_away")
     await witness.execute("ALTER TABLE commit_marks RENAME TO commit_marks_away")
-    add(writer, 1, Receipt(ledger, qos=1))
+    add(writer, 1, ledger.receipt(qos=1))
     await eventually(lambda: writer.stats.retries > 0, "the first attempt")
     assert ledger.in_flight == 1
     await witness.execute("ALTER TABLE telemetry_away RENAME TO telemetry")

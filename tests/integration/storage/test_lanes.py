@@ -45,7 +45,7 @@ class Log:
             def receipt_settled(self, _receipt: Receipt) -> None:
                 log.names.append(name)
 
-        writer.add_reading("d1", "default", 1.0, 1.0, None, "{}", Receipt(self._ledger, Owner(), qos=1))
+        writer.add_reading("d1", "default", 1.0, 1.0, None, "{}", self._ledger.receipt(Owner(), qos=1))
 
 
 @asynccontextmanager
@@ -159,14 +159,14 @@ async def test_a_flood_of_changes_does_not_starve_rows(writer: Writer, ledger: L
     for _ in range(20):
         writer.submit(nothing).add_done_callback(again)
     for number in range(100):
-        writer.add_reading("d1", "default", float(number), 1.0, None, "{}", Receipt(ledger, qos=1))
+        writer.add_reading("d1", "default", float(number), 1.0, None, "{}", ledger.receipt(qos=1))
     await eventually(lambda: ledger.committed == 100, "the rows")
     running = False
 
 
 async def test_a_barrier_waits_for_both_lanes(database: Database, writer: Writer, ledger: Ledger) -> None:
     async with held(database, writer):
-        writer.add_reading("d1", "default", 1.0, 1.0, None, "{}", Receipt(ledger, qos=1))
+        writer.add_reading("d1", "default", 1.0, 1.0, None, "{}", ledger.receipt(qos=1))
         change = writer.submit(nothing)
         barrier = writer.barrier()
         await asyncio.sleep(0)
@@ -192,7 +192,7 @@ async def test_a_barrier_of_a_writer_that_stops_fails(database: Database, ledger
     turn = database.transaction()
     await turn.__aenter__()
     stuck = writer.submit(nothing)
-    receipt = Receipt(ledger, qos=1)
+    receipt = ledger.receipt(qos=1)
     writer.add_reading("d1", "default", 1.0, 1.0, None, "{}", receipt)
     barrier = writer.barrier()
     await writer.stop(0.05)
@@ -211,7 +211,7 @@ async def test_a_qos_2_message_of_a_kept_session_does_not_overtake_the_sessions_
     store = SessionStore(database, writer)
     async with held(database, writer):
         ended = store.end("c1")
-        change = writer.submit(nothing, Receipt(ledger, qos=2, packet_id=7, once=("c1", 7)))
+        change = writer.submit(nothing, ledger.receipt(qos=2, packet_id=7, once=("c1", 7)))
     await asyncio.gather(ended, change)
     assert await witness.rows("SELECT client_id, packet_id FROM inbound_once") == [("c1", 7)]
     await writer.stop(5.0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bridge.errors import StorageUnavailableError
-from bridge.receipts import Ledger, Outcome, Receipt
+from bridge.receipts import Ledger, Outcome
 from bridge.storage import partitions, retention
 from bridge.storage.database import Database
 from bridge.storage.deadletters import DeadLetter
@@ -131,7 +131,7 @@ async def test_a_message_id_is_known_beyond_its_partition(
     writer: Writer, ledger: Ledger, witness: Witness, keeper: Callable[..., Retention]
 ) -> None:
     await keeper().prepare()
-    receipts = [Receipt(ledger, qos=1) for _ in range(2)]
+    receipts = [ledger.receipt(qos=1) for _ in range(2)]
     for day, receipt in enumerate(receipts):
         writer.add_reading("d1", "s", 1.0, NOW + day * DAY, "same", "{}", receipt)
         await committed(writer)

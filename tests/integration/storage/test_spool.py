@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from bridge.errors import StartError, StorageUnavailableError
-from bridge.receipts import Ledger, Outcome, Receipt
+from bridge.receipts import Ledger, Outcome
 from bridge.storage.agents import AgentState
 from bridge.storage.batch import Batch
 from bridge.storage.database import Database
@@ -149,7 +149,7 @@ async def test_at_its_limit_the_oldest_readings_go_if_the_user_said_so(tmp_path:
 async def test_readings_are_acknowledged_while_the_database_is_away(
     spooling: Writer, spool: Spool, ledger: Ledger, witness: Witness, kind: str
 ) -> None:
-    receipts = [Receipt(ledger, qos=1) for _ in range(300)]
+    receipts = [ledger.receipt(qos=1) for _ in range(300)]
     async with away(witness, kind):
         for number, receipt in enumerate(receipts):
             add(spooling, number, receipt, f"m{number}")
@@ -163,7 +163,7 @@ async def test_readings_are_acknowledged_while_the_database_is_away(
     assert await witness.rows("SELECT ts FROM telemetry ORDER BY id") == [(float(n),) for n in range(300)]
     assert spool.forwarded == spool.appended == 300
     # And then it is as before.
-    add(spooling, 300, Receipt(ledger, qos=1))
+    add(spooling, 300, ledger.receipt(qos=1))
     await eventually(lambda: ledger.in_flight == 0, "the commit")
     assert spool.appended == 300
 
@@ -175,11 +175,11 @@ async def test_row_ids_grow_in_the_order_of_the_commits(
     seen: list[int] = []
     async with away(witness, kind):
         for number in range(50):
-            add(spooling, number, Receipt(ledger, qos=1))
+            add(spooling, number, ledger.receipt(qos=1))
         await eventually(lambda: spool.rows >= 50, "the spool")
     number = 50
     while spooling.diverting or number < 200:
-        add(spooling, number, Receipt(ledger, qos=1))
+        add(spooling, number, ledger.receipt(qos=1))
         number += 1
         await asyncio.sleep(0.002)
         rows = [row[0] for row in await witness.rows("SELECT ts FROM telemetry")]
@@ -218,9 +218,9 @@ async def test_everything_that_belongs_to_messages_goes_the_same_way(
     sessions = SessionStore(database, spooling)
     spooling.save_device(DeviceSnapshot("d1", messages=1, first_seen=1.0, epoch=1))
     await spooling.barrier()
-    once = Receipt(ledger, qos=2, once=("client", 7))
-    refused = Receipt(ledger, qos=1)
-    logic = Receipt(ledger, qos=1)
+    once = ledger.receipt(qos=2, once=("client", 7))
+    refused = ledger.receipt(qos=1)
+    logic = ledger.receipt(qos=1)
     async with away(witness, kind):
         spooling.save_device(DeviceSnapshot("d1", messages=2, first_seen=1.0, epoch=2))
         spooling.add_presence("d1", 2, "online", "connect", 2.0)
@@ -251,14 +251,14 @@ async def test_everything_that_belongs_to_messages_goes_the_same_way(
 async def test_who_needs_the_database_is_told_in_time(
     spooling: Writer, ledger: Ledger, witness: Witness, kind: str
 ) -> None:
-    asked, in_order = Receipt(ledger, qos=1), Receipt(ledger, qos=1)
+    asked, in_order = ledger.receipt(qos=1), ledger.receipt(qos=1)
     async with away(witness, kind):
         patient = spooling.submit(count_up, patient=True)
         impatient = spooling.submit(count_up, asked)
         with pytest.raises(StorageUnavailableError, match="not answered"):
             await asyncio.wait_for(impatient, 10.0)
         assert asked.outcome is Outcome.RETRY
-        add(spooling, 1, Receipt(ledger, qos=1))
+        add(spooling, 1, ledger.receipt(qos=1))
         await eventually(lambda: spooling.diverting, "the diversion", 20.0)
         with pytest.raises(StorageUnavailableError, match="cannot be spooled"):
             await asyncio.wait_for(spooling.add_change(nothing, in_order), 10.0)
@@ -296,12 +296,12 @@ async def test_a_writer_begins_without_its_database(
         await strange.stand_by("away")
     before = Writer(database, spool=spool, clock=lambda: 5e9)
     await before.start()
-    add(before, 1, Receipt(ledger, qos=1))
+    add(before, 1, ledger.receipt(qos=1))
     await before.stop(5.0)
     for number in (2, 3):  # killed meanwhile
         writer = Writer(database, spool=spool, clock=lambda: 1e9)
         await writer.stand_by("away")
-        receipt = Receipt(ledger, qos=1)
+        receipt = ledger.receipt(qos=1)
         add(writer, number, receipt)
         await eventually(lambda: receipt.outcome is Outcome.COMMITTED, "the spool")  # noqa: B023 - awaited here
         assert await witness.rows("SELECT count(*) FROM telemetry") == [(1,)]
@@ -340,7 +340,7 @@ async def test_a_full_spool_stops_the_intake_and_loses_nothing(
     spool = await open_spool(tmp_path, max_bytes=3_000)
     writer = Writer(database, spool=spool, spool_after=0.3, capacity=100)
     await writer.start()
-    receipts = [Receipt(ledger, qos=1) for _ in range(500)]
+    receipts = [ledger.receipt(qos=1) for _ in range(500)]
     async with away(witness, kind):
         for number, receipt in enumerate(receipts):
             add(writer, number, receipt)
@@ -374,10 +374,10 @@ async def test_a_stop_during_the_outage_leaves_it_to_the_next_start(
     writer = Writer(database, spool=spool, spool_after=0.3)
     await writer.start()
     async with away(witness, kind):
-        add(writer, 0, Receipt(ledger, qos=1))
+        add(writer, 0, ledger.receipt(qos=1))
         await eventually(lambda: writer.diverting, "the diversion", 20.0)
         for number in range(1, 100):
-            add(writer, number, Receipt(ledger, qos=1))
+            add(writer, number, ledger.receipt(qos=1))
         await writer.stop(5.0)
         assert ledger.committed == 100
     again = Writer(database, spool=spool)
@@ -389,7 +389,7 @@ async def test_a_stop_during_the_outage_leaves_it_to_the_next_start(
 async def test_what_cannot_be_spooled_waits_for_the_database(
     spooling: Writer, ledger: Ledger, witness: Witness, kind: str
 ) -> None:
-    receipts = [Receipt(ledger, qos=1) for _ in range(10)]
+    receipts = [ledger.receipt(qos=1) for _ in range(10)]
     async with away(witness, kind):
         for number, receipt in enumerate(receipts):
             add(spooling, number, receipt, "\ud800" if number == 5 else None)
@@ -404,7 +404,7 @@ async def test_a_change_takes_effect_once_when_the_answer_to_a_commit_with_rows_
     spooling: Writer, ledger: Ledger, witness: Witness, lost_answers: Callable[[int], None]
 ) -> None:
     """The rows go into the spool, the change is tried again without them; and both are there already."""
-    receipts = [Receipt(ledger, qos=1) for _ in range(3)]
+    receipts = [ledger.receipt(qos=1) for _ in range(3)]
     lost_answers(1)
     for number, receipt in enumerate(receipts):
         add(spooling, number, receipt)

@@ -41,7 +41,7 @@ def add(writer: Writer, number: int, receipt: Receipt | None, message_id: str | 
 async def test_a_settled_receipt_is_visible_to_others(writer: Writer, ledger: Ledger, witness: Witness) -> None:
     for number in range(50):
         owner = Owner()
-        add(writer, number, Receipt(ledger, owner, qos=1))
+        add(writer, number, ledger.receipt(owner, qos=1))
         await eventually(lambda owner=owner: bool(owner.settled), "the receipt")  # type: ignore[misc]  # bound here
         rows = await witness.rows("SELECT ts, payload FROM telemetry ORDER BY id DESC LIMIT 1")
         assert rows == [(float(number), f'{{"n": {number}}}')]
@@ -53,7 +53,7 @@ async def test_nothing_is_settled_before_the_commit(
     """Another program holds the database: the rows are handed over, and nothing is settled until they are in."""
     owner = Owner()
     async with database.transaction():
-        add(writer, 1, Receipt(ledger, owner, qos=1))
+        add(writer, 1, ledger.receipt(owner, qos=1))
         change = writer.submit(nothing)
         number = writer.batch_number
         await eventually(lambda: writer.batch_number > number or writer.pending == 2, "the hand-over")
@@ -70,7 +70,7 @@ async def test_receipts_are_settled_in_the_order_of_the_hand_over(database: Data
     writer = Writer(database, batch_rows=7)
     await writer.start()
     owner = Owner()
-    receipts = [Receipt(ledger, owner, qos=1) for _ in range(100)]
+    receipts = [ledger.receipt(owner, qos=1) for _ in range(100)]
     row = ("d1", "default", 1.0, 1.0, None, "{}")
     for number, receipt in enumerate(receipts):
         match number % 4:
@@ -87,13 +87,13 @@ async def test_receipts_are_settled_in_the_order_of_the_hand_over(database: Data
 
 
 async def test_a_duplicate_within_a_batch_and_across_batches(writer: Writer, ledger: Ledger, witness: Witness) -> None:
-    receipts = [Receipt(ledger, qos=1) for _ in range(6)]
+    receipts = [ledger.receipt(qos=1) for _ in range(6)]
     for receipt, message_id in zip(receipts, ["a", "b", "a", None, None, "c"], strict=True):
         add(writer, 1, receipt, message_id)
     await committed(writer)
     new, known = Outcome.COMMITTED, Outcome.DEDUPLICATED
     assert [receipt.outcome for receipt in receipts] == [new, new, known, new, new, new]
-    again = [Receipt(ledger, qos=1) for _ in range(3)]
+    again = [ledger.receipt(qos=1) for _ in range(3)]
     for receipt, message_id in zip(again, ["c", "d", "a"], strict=True):
         add(writer, 2, receipt, message_id)
     await committed(writer)
@@ -105,14 +105,14 @@ async def test_a_duplicate_within_a_batch_and_across_batches(writer: Writer, led
 
 async def test_the_same_message_id_of_another_device_or_stream_is_no_duplicate(writer: Writer, ledger: Ledger) -> None:
     for device_id, stream in (("d1", "a"), ("d1", "b"), ("d2", "a")):
-        writer.add_reading(device_id, stream, 1.0, 1.0, "m", "{}", Receipt(ledger, qos=1))
+        writer.add_reading(device_id, stream, 1.0, 1.0, "m", "{}", ledger.receipt(qos=1))
     await committed(writer)
     assert (ledger.committed, ledger.deduplicated) == (3, 0)
 
 
 async def test_a_message_of_many_readings_is_new_if_any_is(writer: Writer, ledger: Ledger, witness: Witness) -> None:
     def batch(*message_ids: str) -> Receipt:
-        receipt = Receipt(ledger, qos=1)
+        receipt = ledger.receipt(qos=1)
         writer.add_readings([("d1", "default", 1.0, 1.0, m, "{}") for m in message_ids], receipt)
         return receipt
 
@@ -139,11 +139,11 @@ async def test_ids_grow_over_restarts_and_with_a_clock_set_back(database: Databa
 async def test_a_qos_2_message_is_known_by_its_packet_id_with_its_row(
     writer: Writer, ledger: Ledger, witness: Witness
 ) -> None:
-    add(writer, 1, Receipt(ledger, qos=2, packet_id=7, once=("client", 7)))
-    writer.add_readings([("d1", "s", 1.0, 1.0, None, "{}")], Receipt(ledger, qos=2, packet_id=8, once=("client", 8)))
+    add(writer, 1, ledger.receipt(qos=2, packet_id=7, once=("client", 7)))
+    writer.add_readings([("d1", "s", 1.0, 1.0, None, "{}")], ledger.receipt(qos=2, packet_id=8, once=("client", 8)))
     letter = DeadLetter(1.0, "t", None, "not_json", "", b"")
-    writer.add_dead_letter(letter, Receipt(ledger, qos=2, packet_id=9, once=("client", 9)))
-    await writer.submit(nothing, Receipt(ledger, qos=2, packet_id=10, once=("client", 10)))
+    writer.add_dead_letter(letter, ledger.receipt(qos=2, packet_id=9, once=("client", 9)))
+    await writer.submit(nothing, ledger.receipt(qos=2, packet_id=10, once=("client", 10)))
     rows = await witness.rows("SELECT client_id, packet_id FROM inbound_once ORDER BY 2")
     assert rows == [("client", 7), ("client", 8), ("client", 9), ("client", 10)]
 
@@ -177,7 +177,7 @@ async def test_status_and_epoch_never_go_back(writer: Writer, witness: Witness) 
 
 
 async def test_a_dead_letter_is_kept_whatever_it_holds(database: Database, writer: Writer, ledger: Ledger) -> None:
-    receipt = Receipt(ledger, qos=1)
+    receipt = ledger.receipt(qos=1)
     payload = bytes(range(256)) * 400
     error = "NUL \0 and half a pair \ud83d"
     writer.add_dead_letter(DeadLetter(12.5, "devices/\0/telemetry", "d\0", "not_json", error, payload), receipt)
@@ -198,7 +198,7 @@ async def test_changes_run_in_order_after_the_rows_and_return_their_results(writ
         await connection.execute(text("DELETE FROM telemetry"))
         return "cleared"
 
-    receipt = Receipt(ledger, qos=1)
+    receipt = ledger.receipt(qos=1)
     changes = readings, clear, readings
     before, cleared, after = (writer.add_change(change, receipt if change is clear else None) for change in changes)
     add(writer, 1, None)
@@ -231,8 +231,8 @@ async def test_poison_becomes_a_dead_letter_and_harms_nobody(
     writer = Writer(database, topic_of="devices/{}/telemetry/{}".format)
     await writer.start()
     owner = Owner()
-    good = [Receipt(ledger, owner, qos=1) for _ in range(40)]
-    bad = Receipt(ledger, owner, qos=2, packet_id=3, once=("client", 3))
+    good = [ledger.receipt(owner, qos=1) for _ in range(40)]
+    bad = ledger.receipt(owner, qos=2, packet_id=3, once=("client", 3))
     expected = [*good[:23], bad, *good[23:]]
     for number, receipt in enumerate(good[:23]):
         add(writer, number, receipt, f"m{number}")
@@ -255,7 +255,7 @@ async def test_poison_becomes_a_dead_letter_and_harms_nobody(
         with pytest.raises(ValueError, match="no"):
             await result
     assert writer.stats.refused == 1
-    add(writer, 100, Receipt(ledger, owner, qos=1))
+    add(writer, 100, ledger.receipt(owner, qos=1))
     await writer.stop(5.0)
     assert owner.settled[-1].outcome is Outcome.COMMITTED
 
@@ -283,11 +283,11 @@ async def test_congested_at_capacity_relieved_at_half(database: Database, ledger
     writer.on_relief = lambda: pending.append(writer.pending)
     await writer.start()
     for number in range(99):
-        add(writer, number, Receipt(ledger, qos=1))
+        add(writer, number, ledger.receipt(qos=1))
     assert not writer.congested
-    add(writer, 99, Receipt(ledger, qos=1))
+    add(writer, 99, ledger.receipt(qos=1))
     assert writer.congested
-    add(writer, 100, Receipt(ledger, qos=1))
+    add(writer, 100, ledger.receipt(qos=1))
     assert writer.pending == 101
     await eventually(lambda: writer.pending == 0, "the commits")
     assert not writer.congested
@@ -311,7 +311,7 @@ async def test_stop_commits_what_was_handed_over(database: Database, ledger: Led
     writer = Writer(database, batch_rows=100, batch_wait=60.0)
     await writer.start()
     for number in range(250):
-        add(writer, number, Receipt(ledger, qos=1))
+        add(writer, number, ledger.receipt(qos=1))
     futures = writer.submit(nothing), writer.add_change(nothing), writer.barrier()
     await writer.stop(10.0)
     assert all(future.done() for future in futures)
@@ -323,7 +323,7 @@ async def test_after_stop_everything_stays_with_its_sender(database: Database, l
     writer = Writer(database)
     await writer.start()
     await writer.stop(5.0)
-    receipt, other = Receipt(ledger, qos=1), Receipt(ledger, qos=1)
+    receipt, other = ledger.receipt(qos=1), ledger.receipt(qos=1)
     add(writer, 1, receipt)
     futures = writer.submit(nothing, other), writer.add_change(nothing)
     assert (receipt.outcome, other.outcome) == (Outcome.RETRY, Outcome.RETRY)
@@ -336,7 +336,7 @@ async def test_a_batch_is_closed_by_size_without_waiting(database: Database, led
     writer = Writer(database, batch_rows=50, batch_wait=60.0)
     await writer.start()
     for number in range(50):
-        add(writer, number, Receipt(ledger, qos=1))
+        add(writer, number, ledger.receipt(qos=1))
     await eventually(lambda: ledger.committed == 50, "the full batch")
     assert writer.stats.batches == 1
     await writer.stop(5.0)
@@ -373,7 +373,7 @@ async def test_an_owner_that_raises_costs_nobody_else_a_receipt(writer: Writer, 
     def explode(_receipt: Receipt) -> None:
         raise ZeroDivisionError
 
-    bad, good = Receipt(ledger, Owner(explode), qos=1), Receipt(ledger, qos=1)
+    bad, good = ledger.receipt(Owner(explode), qos=1), ledger.receipt(qos=1)
     add(writer, 1, bad)
     add(writer, 2, good)
     await committed(writer)
@@ -388,7 +388,7 @@ async def test_commits_and_reads_leave_nothing_to_the_garbage_collector(
     PostgreSQL; a retrying for each commit and each read would be 4,000."""
 
     async def one(number: int) -> None:
-        add(writer, number, Receipt(ledger, qos=1))
+        add(writer, number, ledger.receipt(qos=1))
         await writer.submit(nothing)
         await writer.barrier()
         await database.look_up(nothing)
