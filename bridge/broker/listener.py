@@ -22,6 +22,12 @@ _SETTINGS: Final = {
 }
 
 
+ACCEPTED_TOGETHER: Final = 8
+"""Connections that one turn of the event loop takes from a port. libuv takes one from each listening socket, so a port
+has so many, of one queue. With a single one, ten thousand devices that come back at once are ten thousand turns, each
+with all that a turn costs; with more of them, a client that comes alone pays for more sockets that have nothing."""
+
+
 class Peer(Protocol):
     """Whoever has connected."""
 
@@ -58,14 +64,15 @@ class Listener:
             return
         listening = ports.bind(self._config.host, port, _SETTINGS[name])
         self.ports[name] = listening.getsockname()[1]
-        server = await asyncio.get_running_loop().create_server(
-            protocol,
-            sock=listening,
-            backlog=ports.BACKLOG,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else self._config.connect_timeout,
-        )
-        self._servers.append(server)
+        for sock in (listening, *(listening.dup() for _ in range(ACCEPTED_TOGETHER - 1))):
+            server = await asyncio.get_running_loop().create_server(
+                protocol,
+                sock=sock,
+                backlog=ports.BACKLOG,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else self._config.connect_timeout,
+            )
+            self._servers.append(server)
 
     def _websocket(self) -> asyncio.Protocol:
         config = self._config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import socket
 from pathlib import Path
@@ -10,6 +11,7 @@ import argon2
 import pytest
 
 from bridge.broker.access import Role
+from bridge.broker.listener import ACCEPTED_TOGETHER
 from bridge.errors import StartError, StorageUnavailableError
 from bridge.topics import Grants
 from tests.integration.broker.raw import (
@@ -248,6 +250,21 @@ async def test_many_at_once_are_let_in_in_portions() -> None:
         await eventually(lambda: not house.broker.connections, "the end of all")
         assert sorted(map(int, house.desk.payloads)) == list(range(20))
         assert not house.broker.clients.sessions
+
+
+async def test_a_turn_of_the_loop_accepts_several() -> None:
+    async with running() as house:
+        address = "127.0.0.1", house.broker.bound_port
+        # The system makes the connections; the broker takes them when it gets its turn.
+        sockets = [socket.create_connection(address) for _ in range(5 * ACCEPTED_TOGETHER)]
+        turns = 0
+        while len(house.broker.connections) < len(sockets):
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns < 2 * ACCEPTED_TOGETHER
+        for each in sockets:
+            each.close()
+        await eventually(lambda: not house.broker.connections, "the end of all")
 
 
 async def test_the_time_to_say_hello() -> None:
