@@ -12,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bridge.agents.announcements import announce
 from bridge.agents.dispatch import call_off, send
+from bridge.agents.doubts import Doubts
 from bridge.agents.host import Host
 from bridge.agents.services import Services
 from bridge.commands import PREDECESSORS, Command, CommandResponse, CommandStatus
-from bridge.errors import RefusedError
+from bridge.errors import RefusedError, StorageUnavailableError
 from bridge.messages import Message
 from bridge.profiles import Profile
 from bridge.receipts import Outcome, Receipt
@@ -26,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 MAX_OPEN: Final = 1_000
 """Unfinished commands of one device; further ones are refused."""
+
+AGAIN: Final = 1.0
+"""Seconds until what is due is looked at again after the database has refused to store a change."""
 
 LISTENING: Final = "device_listening"
 """Why a command is sent: the device is there."""
@@ -73,13 +77,16 @@ class CommandBook:
     book, so the guard in the database finds nothing to stop unless something here is wrong.
     """
 
-    __slots__ = ("_device", "_host", "_sending", "_services", "executor", "open")
+    __slots__ = ("_coming", "_device", "_doubts", "_host", "_sending", "_services", "executor", "open")
 
     def __init__(self, device: Addressee, services: Services, host: Host) -> None:
         self._device = device
         self._services = services
         self._host = host
         self.open: dict[str, Command] = {}
+        self._coming = 0
+        """New commands that wait for their commit."""
+        self._doubts: Doubts | None = None
         self._sending: set[str] = set()
         """The commands of which an attempt waits for its commit: there is no other one until then."""
         self.executor: Executor | None = None
@@ -98,10 +105,13 @@ class CommandBook:
         the stored command and whether it is new. The same idempotency key gives the same command; if that one asks
         for something else, the new one is refused (`key_conflict`).
 
+        If the database does not answer in time, that is told as well (StorageUnavailableError), and the command goes
+        its way all the same should it turn out to be stored: who asks again with its key finds it on its way.
+
         Raises RefusedError when the device has too many unfinished commands.
         """
-        if len(self.open) >= MAX_OPEN:
-            raise RefusedError("too_many_commands", f"{self._device.id} has {MAX_OPEN} unfinished commands")
+        self._check_room()
+        self._coming += 1
         at_once = self._receiver(command)
         now = self._services.clock()
 
@@ -119,20 +129,24 @@ class CommandBook:
                 await audit.record(connection, line, keep)
             return stored_command, created
 
+        def created_now() -> None:
+            self.open[command.command_id] = command
+            self._host.call_before(command.expires_at)
+            announce(self._services, command, cause)
+            if at_once is not None:
+                command.status = CommandStatus.SENT
+                command.updated_at = now
+                command.attempts = 1
+                announce(self._services, command, at_once)
+                self._hand_over(command)
+            elif (receiver := self._receiver(command)) is not None:
+                self._send(command, receiver)  # it has come meanwhile
+
         def inserted(accepted: Accepted) -> None:
+            self._coming -= 1
             stored_command, created = accepted
             if created:
-                self.open[command.command_id] = command
-                self._host.call_before(command.expires_at)
-                announce(self._services, command, cause)
-                if at_once is not None:
-                    command.status = CommandStatus.SENT
-                    command.updated_at = now
-                    command.attempts = 1
-                    announce(self._services, command, at_once)
-                    self._hand_over(command)
-                elif (receiver := self._receiver(command)) is not None:
-                    self._send(command, receiver)  # it has come meanwhile
+                created_now()
             elif not stored_command.is_asked_by(command):
                 failed(self._conflict(command, stored_command, message))
             if done is not None and not done.done():
@@ -142,8 +156,20 @@ class CommandBook:
             if done is not None and not done.done():
                 done.set_exception(error)
 
+        def not_inserted(error: BaseException) -> None:
+            self._coming -= 1
+            if isinstance(error, StorageUnavailableError):
+                self._doubts = self._doubts or Doubts(self._services, self._host.soon)
+                self._doubts.add(command.command_id, created_now)
+            failed(error)
+
         receipt = None if message is None else message.receipt
-        self._then(self._services.writer.submit(insert, receipt), inserted, failed)
+        self._then(self._services.writer.submit(insert, receipt), inserted, not_inserted)
+
+    def _check_room(self) -> None:
+        doubtful = 0 if self._doubts is None else len(self._doubts)
+        if len(self.open) + self._coming + doubtful >= MAX_OPEN:
+            raise RefusedError("too_many_commands", f"{self._device.id} has {MAX_OPEN} unfinished commands")
 
     def _conflict(self, command: Command, stored_command: Command, message: Message | None) -> RefusedError:
         error = RefusedError(
@@ -164,8 +190,7 @@ class CommandBook:
 
         Raises RefusedError when the device has too many unfinished commands.
         """
-        if len(self.open) >= MAX_OPEN:
-            raise RefusedError("too_many_commands", f"{self._device.id} has {MAX_OPEN} unfinished commands")
+        self._check_room()
 
         async def insert(connection: AsyncConnection) -> Accepted:
             return await stored.insert_command(connection, command, cause)
@@ -208,6 +233,13 @@ class CommandBook:
                 done.set_exception(error)
 
         self._advance(command, CommandStatus.CANCELLED, cause, then=cancelled, failed=failed)
+
+    def removed(self) -> None:
+        """The device is deleted, and with it its commands: they are over, for whoever counts on their end."""
+        news = self._services.rollout_news
+        for command in self.open.values():
+            if news is not None and command.rollout_id is not None and not command.status.final:
+                news(command.rollout_id, command.command_id, CommandStatus.CANCELLED)
 
     # ------------------------------------------------------------------ to the device
 
@@ -416,8 +448,12 @@ class CommandBook:
                 then()
 
         def not_stored(problem: BaseException) -> None:
+            if status is CommandStatus.SENT:
+                self._sending.discard(command.command_id)
+                command.attempts -= 1
             if command.status is status:
                 command.status = before  # so that what asked for the change can ask again
+                self._host.call_before(max(self.next_due, self._services.clock() + AGAIN))
             log.error(
                 "command status could not be stored",
                 command=command.command_id,

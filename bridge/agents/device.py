@@ -282,6 +282,8 @@ class Device:
         if self.logic is not None:
             self.logic.abandon()
             self.logic = None
+        if self.commands is not None:
+            self.commands.removed()
         self.admission = Admission.UNKNOWN
         self._changed = False
 

@@ -33,11 +33,13 @@ RETRY: Final = 1.0
 class _Running:
     """A rollout in memory: `upcoming` are the devices of its page that have no command yet."""
 
-    __slots__ = ("exhausted", "page_end", "progress", "rollout", "turn", "upcoming")
+    __slots__ = ("exhausted", "page_end", "progress", "rollout", "since", "turn", "upcoming")
 
-    def __init__(self, rollout: Rollout, progress: Progress) -> None:
+    def __init__(self, rollout: Rollout, progress: Progress, since: float) -> None:
         self.rollout = rollout
         self.progress = progress
+        self.since = since
+        """When it was taken up, Unix seconds: commands that are older were counted then."""
         self.upcoming: deque[str] = deque()
         self.page_end = rollout.cursor
         self.exhausted = False
@@ -115,23 +117,23 @@ class Rollouts:
         return found, created
 
     async def cancel(self, rollout_id: str) -> bool:
-        """Stop a rollout and cancel what it has not finished; False if it is not running."""
+        """Stop a rollout and cancel what it has not finished, also what an earlier call had to leave because it was
+        given up; False if it is not running."""
         running = self._running.get(rollout_id)
-        if running is None:
-            return False
-        async with running.turn:
-            if not await self._end(running, RolloutStatus.CANCELLED, "api"):
-                return False
-        unfinished = partial(stored.unfinished_commands, rollout_id=rollout_id)
-        for device_id, command_id in await self._services.writer.submit(unfinished):
-            await self._router.cancel(device_id, command_id, "rollout_cancelled")
+        ended = False
+        if running is not None:
+            async with running.turn:
+                ended = await self._end(running, RolloutStatus.CANCELLED, "api")
+        left = await self._services.writer.submit(partial(stored.cancelled_commands, rollout_id=rollout_id))
+        cancel = self._router.cancel
+        await asyncio.gather(*(cancel(device_id, command_id, "rollout_cancelled") for device_id, command_id in left))
         self._services.command_changed(rollout_id)
-        return True
+        return ended
 
     # ------------------------------------------------------------------ one step
 
     def _take_up(self, rollout: Rollout, progress: Progress) -> None:
-        self._running[rollout.rollout_id] = _Running(rollout, progress)
+        self._running[rollout.rollout_id] = _Running(rollout, progress, self._services.clock())
         self._news.set()
 
     def _ended(self, rollout_id: str, command_id: str, status: CommandStatus) -> None:
@@ -155,8 +157,13 @@ class Rollouts:
             count = min(progress.room, len(running.upcoming))
             if count:
                 ids = [running.upcoming.popleft() for _ in range(count)]
-                await asyncio.gather(*(self._send(running, device_id) for device_id in ids))
+                problems = await asyncio.gather(*(self._send(running, device_id) for device_id in ids))
                 self._services.command_changed(rollout.rollout_id)
+                left = [device_id for device_id, problem in zip(ids, problems, strict=True) if problem is not None]
+                running.upcoming.extendleft(reversed(left))
+                for problem in problems:
+                    if problem is not None:
+                        raise problem
             if running.exhausted and not running.upcoming and not progress.open:
                 await self._end(running, RolloutStatus.FINISHED, "all devices have ended")
                 return False
@@ -176,7 +183,8 @@ class Rollouts:
         if page:
             running.page_end = page[-1]
 
-    async def _send(self, running: _Running, device_id: str) -> None:
+    async def _send(self, running: _Running, device_id: str) -> StorageUnavailableError | None:
+        """Give a device its command, unless the database is away: then it must be asked for again."""
         rollout = running.rollout
         try:
             command, created = await self._router.send(
@@ -186,10 +194,14 @@ class Rollouts:
             log.warning("a device of a rollout gets no command", device=device_id, reason=str(error))
             rollout.refused += 1
             running.progress.refused()
-            return
-        if created:
-            # If not, it was sent before a restart, and counted when the rollout was taken up.
+            return None
+        except StorageUnavailableError as error:
+            return error
+        if created or command.created_at >= running.since:
+            # If not, it was sent before a restart, and counted when the rollout was taken up. One that is not new and
+            # not so old was stored though the database could not say so.
             running.progress.sent(command.command_id, command.status)
+        return None
 
     async def _end(self, running: _Running, status: RolloutStatus, cause: str) -> bool:
         rollout = running.rollout

@@ -196,6 +196,12 @@ async def get_command(connection: AsyncConnection, command_id: str) -> Command |
     return None if row is None else _command(row)
 
 
+async def stored_among(connection: AsyncConnection, command_ids: list[str]) -> frozenset[str]:
+    """Which of these ids are those of stored commands."""
+    query = select(commands.c.command_id).where(commands.c.command_id.in_(command_ids))
+    return frozenset((await connection.execute(query)).scalars())
+
+
 class Wanted(NamedTuple):
     """Which commands to list: all, or those that fit everything that is not None."""
 

@@ -131,13 +131,15 @@ async def unfinished_commands(connection: AsyncConnection, rollout_id: str) -> l
     return [(row.device_id, row.command_id) for row in await connection.execute(query)]
 
 
-async def cancelled_commands(connection: AsyncConnection) -> list[tuple[str, str]]:
-    """Device and id of each unfinished command whose rollout is cancelled: a bridge was killed in between."""
+async def cancelled_commands(connection: AsyncConnection, rollout_id: str | None = None) -> list[tuple[str, str]]:
+    """Device and id of each unfinished command whose rollout, or of this one if it, is cancelled."""
     query = (
         select(commands.c.device_id, commands.c.command_id)
         .join(rollouts, rollouts.c.rollout_id == commands.c.rollout_id)
         .where(rollouts.c.status == RolloutStatus.CANCELLED.value, commands.c.status.in_(_UNFINISHED))
     )
+    if rollout_id is not None:
+        query = query.where(rollouts.c.rollout_id == rollout_id)
     return [(row.device_id, row.command_id) for row in await connection.execute(query)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from bridge.agents.book import CommandBook
 from bridge.agents.device import Device
 from bridge.agents.services import Rules
 from bridge.commands import Command, CommandRequest, CommandStatus
-from bridge.errors import RefusedError
+from bridge.errors import RefusedError, StorageError, StorageUnavailableError
 from bridge.receipts import Outcome
 from bridge.storage import commands as stored
 from bridge.storage import deadletters
@@ -184,3 +185,124 @@ async def test_an_agent_carries_out_its_own_commands_without_the_device(url: str
         built.router.attached("d1", Line(), listening=True)
         await eventually(lambda: requests(built))
         assert [sent.body["name"] for sent in requests(built)] == ["open"]
+
+
+class Answers:
+    """The database's: while they are `lost` what is committed stays committed, and nobody hears of it."""
+
+    def __init__(self, built: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lost = True
+        transact, self.first = built.database.transact, True
+
+        async def answered(change: Any) -> Any:
+            if self.lost and not self.first:
+                raise StorageUnavailableError("the database is away")
+            result = await transact(change)
+            if self.lost:
+                self.first = False
+                raise StorageUnavailableError("the answer is lost")
+            return result
+
+        self.patience = partial(monkeypatch.setattr, built.writer, "patience")
+        monkeypatch.setattr(built.database, "transact", answered)
+        self.patience(0.1)
+
+    def come_back(self) -> None:
+        """What is asked from now on is answered."""
+        self.lost = False
+        self.patience(30.0)
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_a_command_that_was_stored_though_nobody_could_say_so_goes_its_way(
+    url: str, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(url) as built:
+        built.router.attached("d1", Line(), listening=True)
+        await eventually(lambda: (device := built.router.find("d1")) is not None and device.listening)
+        await built.writer.barrier()
+        answers = Answers(built, monkeypatch)
+        request = CommandRequest("open", id="k", ttl=50, attempts=attempts)
+        with pytest.raises(StorageUnavailableError):
+            await built.router.send("d1", request, "api")
+        with pytest.raises(StorageUnavailableError):
+            await built.router.send("d1", CommandRequest("close", id="never stored"), "api")
+        assert not requests(built)
+        answers.come_back()
+        await eventually(lambda: requests(built))
+        command, created = await built.router.send("d1", request, "api")
+        assert (requests(built)[0].body["id"], created) == (command.command_id, False)
+        respond(built, command.command_id, "succeeded")
+        await eventually(lambda: [body["status"] for body in built.bodies(STATUS)] == ["queued", "sent", "succeeded"])
+        found, _ = await built.database.read(partial(stored.list_commands, wanted=stored.Wanted("d1"), limit=10))
+        assert [known.command_id for known in found] == [command.command_id]
+        assert len(requests(built)) == 1
+
+
+async def test_a_command_that_was_stored_though_nobody_could_say_so_ends_at_its_deadline(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(url) as built:
+        answers = Answers(built, monkeypatch)
+        with pytest.raises(StorageUnavailableError):
+            await built.router.send("d1", CommandRequest("open", ttl=0.2), "api")
+        answers.come_back()
+        await eventually(lambda: [body["status"] for body in built.bodies(STATUS)] == ["queued", "expired"])
+
+
+async def test_the_limit_of_unfinished_commands_holds_for_those_that_come_at_once(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.agents.book.MAX_OPEN", 5)
+    async with house(url) as built:
+        receipts = [built.receive("devices/d1/command", b'{"name":"open"}') for _ in range(8)]
+        await eventually(lambda: all(receipt.outcome for receipt in receipts))
+        assert [receipt.outcome for receipt in receipts] == [Outcome.COMMITTED] * 5 + [Outcome.DEAD_LETTERED] * 3
+        found, _ = await built.database.read(partial(stored.list_commands, wanted=stored.Wanted("d1"), limit=10))
+        assert len(found) == 5
+        await built.router.cancel("d1", found[0].command_id, "api")
+        await built.router.send("d1", CommandRequest("open"), "api")
+
+
+class Refusals:
+    """Of the database, to store that a command is `status` now, while there are any."""
+
+    def __init__(self, status: CommandStatus, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.on = True
+        advance = stored.advance_command
+
+        async def refused(connection: Any, command_id: str, **change: Any) -> bool:
+            if change["status"] is status and self.on:
+                raise StorageError("refused")
+            return await advance(connection, command_id, **change)
+
+        monkeypatch.setattr(stored, "advance_command", refused)
+
+
+async def test_an_attempt_that_the_database_refuses_to_store_is_made_on_the_next_connection(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = Refusals(CommandStatus.SENT, monkeypatch)
+    async with house(url) as built:
+        command, _ = await built.router.send("d1", CommandRequest("open", attempts=1), "api")
+        line = Line()
+        built.router.attached("d1", line, listening=True)
+        await eventually(lambda: built.writer.stats.refused)
+        refusals.on = False
+        built.router.detached("d1", line, "error")
+        built.router.attached("d1", Line("c2"), listening=True)
+        await eventually(lambda: requests(built))
+        assert [status for status, _ in await steps(built, command.command_id)] == ["queued", "sent"]
+
+
+async def test_an_end_that_the_database_refuses_to_store_is_stored_later(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.agents.book.AGAIN", 0.1)
+    refusals = Refusals(CommandStatus.EXPIRED, monkeypatch)
+    async with house(url) as built:
+        command, _ = await built.router.send("d1", CommandRequest("open", ttl=0.1), "api")
+        await eventually(lambda: built.writer.stats.refused >= 2)
+        refusals.on = False
+        await eventually(lambda: built.bodies(STATUS)[-1]["status"] == "expired")
+        assert [status for status, _ in await steps(built, command.command_id)] == ["queued", "expired"]

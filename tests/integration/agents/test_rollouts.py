@@ -17,7 +17,7 @@ import pytest
 from bridge.agents.rollouts import Rollouts
 from bridge.agents.schedules import Schedules
 from bridge.commands import CommandRequest
-from bridge.errors import RefusedError
+from bridge.errors import RefusedError, StorageUnavailableError
 from bridge.presence import Status
 from bridge.rollout import Order, Rollout, RolloutStatus, Target
 from bridge.schedule import When
@@ -196,6 +196,70 @@ async def test_cancelled_it_ends_with_what_is_under_way(url: str) -> None:
         found, counts = await look(built, rollout.rollout_id)
         assert (found.status, counts) == (RolloutStatus.CANCELLED, {"cancelled": 3})
         assert sum(fleet.executed.values()) == 3
+
+
+async def test_an_outage_costs_no_device_its_command(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.agents.rollouts.RETRY", 0.01)
+    monkeypatch.setattr("bridge.agents.rollouts.PAGE", 7)
+    async with house(url) as built, running(built) as (rollouts, _):
+        fleet = Fleet(built, lambda device_id: "failed" if device_id == "d01" else "succeeded")
+        fleet.connect(*DEVICES)
+        asked: Counter[str] = Counter()
+        send = built.router.send
+
+        async def unsure(device_id: str, *args: Any) -> Any:
+            asked[device_id] += 1
+            if asked[device_id] == 1 and device_id != "d01":
+                raise StorageUnavailableError("the database is away")
+            answer = await send(device_id, *args)
+            if asked[device_id] == 1:
+                raise StorageUnavailableError("it was stored, and the answer is lost")
+            return answer
+
+        monkeypatch.setattr(built.router, "send", unsure)
+        rollout, _created = await rollouts.create(order(stop_after="2"), None, "api")
+        found, counts = await ended(built, rollouts, rollout.rollout_id)
+        assert (found.status, counts) == (RolloutStatus.FINISHED, {"succeeded": 19, "failed": 1})
+        assert fleet.executed == Counter(DEVICES)
+        assert fleet.most <= 3
+        asked.clear()
+        again, _created = await rollouts.create(order(stop_after="1", at_once=1), "again", "api")
+        found, counts = await ended(built, rollouts, again.rollout_id)
+        assert (found.status, counts) == (RolloutStatus.STOPPED, {"succeeded": 1, "failed": 1}), (
+            "it counts all the same"
+        )
+
+
+async def test_a_device_that_is_deleted_holds_up_no_rollout(url: str) -> None:
+    async with house(url) as built, running(built) as (rollouts, _):
+        fleet = Fleet(built, lambda device_id: None if device_id == "d00" else "succeeded")
+        fleet.connect(*DEVICES)
+        await built.writer.barrier()
+        rollout, _created = await rollouts.create(order(at_once=1), None, "api")
+        await eventually(lambda: fleet.executed["d00"])
+        await built.registry.delete("d00")
+        found, counts = await ended(built, rollouts, rollout.rollout_id)
+        assert (found.status, counts) == (RolloutStatus.FINISHED, {"succeeded": 19})
+
+
+async def test_a_cancelling_that_was_given_up_is_finished_by_the_next(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(url) as built, running(built) as (rollouts, _):
+        fleet = Fleet(built, lambda _: None)
+        fleet.connect(*DEVICES)
+        rollout, _created = await rollouts.create(order(), None, "api")
+        await eventually(lambda: len(fleet.busy) == 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(built.router, "cancel", lambda *_: asyncio.sleep(60))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):  # as an operator's request has it
+                    await rollouts.cancel(rollout.rollout_id)
+        found, counts = await look(built, rollout.rollout_id)
+        assert (found.status, counts) == (RolloutStatus.CANCELLED, {"sent": 3})
+        await rollouts.cancel(rollout.rollout_id)
+        found, counts = await look(built, rollout.rollout_id)
+        assert (found.status, counts) == (RolloutStatus.CANCELLED, {"cancelled": 3})
 
 
 async def test_a_schedule_starts_a_rollout_when_it_is_due_and_once(url: str) -> None:
