@@ -110,7 +110,7 @@ class CommandBook:
 
         Raises RefusedError when the device has too many unfinished commands.
         """
-        self._check_room()
+        self._check_room(command)
         self._coming += 1
         at_once = self._receiver(command)
         now = self._services.clock()
@@ -166,9 +166,11 @@ class CommandBook:
         receipt = None if message is None else message.receipt
         self._then(self._services.writer.submit(insert, receipt), inserted, not_inserted)
 
-    def _check_room(self) -> None:
+    def _check_room(self, command: Command) -> None:
         doubtful = 0 if self._doubts is None else len(self._doubts)
-        if len(self.open) + self._coming + doubtful >= MAX_OPEN:
+        full = len(self.open) + self._coming + doubtful >= MAX_OPEN
+        # Whoever repeats what is under way takes no room.
+        if full and all(known.key != command.key for known in self.open.values()):
             raise RefusedError("too_many_commands", f"{self._device.id} has {MAX_OPEN} unfinished commands")
 
     def _conflict(self, command: Command, stored_command: Command, message: Message | None) -> RefusedError:
@@ -190,7 +192,7 @@ class CommandBook:
 
         Raises RefusedError when the device has too many unfinished commands.
         """
-        self._check_room()
+        self._check_room(command)
 
         async def insert(connection: AsyncConnection) -> Accepted:
             return await stored.insert_command(connection, command, cause)

@@ -261,7 +261,11 @@ async def test_the_limit_of_unfinished_commands_holds_for_those_that_come_at_onc
         found, _ = await built.database.read(partial(stored.list_commands, wanted=stored.Wanted("d1"), limit=10))
         assert len(found) == 5
         await built.router.cancel("d1", found[0].command_id, "api")
-        await built.router.send("d1", CommandRequest("open"), "api")
+        last, _ = await built.router.send("d1", CommandRequest("open", id="k"), "api")
+        with pytest.raises(RefusedError, match="5 unfinished"):
+            await built.router.send("d1", CommandRequest("open", id="other"), "api")
+        again, created = await built.router.send("d1", CommandRequest("open", id="k"), "api")
+        assert (again.command_id, created) == (last.command_id, False), "the same command takes no room"
 
 
 class Refusals:
