@@ -39,6 +39,8 @@ from bridge.twin import Limits, Twin
 
 log = structlog.get_logger(__name__)
 
+_encode: Final = msgspec.json.Encoder().encode
+
 REFUSALS_LOGGED: Final = 20
 """Lines per second about refused messages: a device that sends rubbish at full speed must not slow the others."""
 
@@ -188,7 +190,7 @@ class Services:
         """Publish a JSON object on one of a device's topics."""
         if self.feed.listening:
             self.feed.published(device_id, name, body)
-        self.publish(self.topics.of(device_id, name), msgspec.json.encode(body), qos=qos, retain=retain)
+        self.publish(self.topics.of(device_id, name), _encode(body), qos=qos, retain=retain)
 
     def refuse(
         self,

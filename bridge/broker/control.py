@@ -92,14 +92,13 @@ class Control:
 
     def _arrive(self, connection: Connection, connect: packets.Connect) -> None:
         """Let a client in, when it is its turn."""
-
-        def let_in() -> None:
-            if connection.closed_by is None:
-                self._login.connect(connection, connect)
-                connection.let_go(ARRIVING)
-
-        if not self._portions.do(let_in):
+        if not self._portions.do(partial(self._let_in, connection, connect)):
             connection.hold(ARRIVING)
+
+    def _let_in(self, connection: Connection, connect: packets.Connect) -> None:
+        if connection.closed_by is None:
+            self._login.connect(connection, connect)
+            connection.let_go(ARRIVING)
 
     def _received(self, connection: Connection, session: Session, packet_id: int) -> None:
         stored = self._exchange.received(session, packet_id)
@@ -155,7 +154,7 @@ class Control:
             granted.append((topic_filter, qos))
         stored = self._clients.changed(session) if changed else None
         answer = packets.suback(packet_id, codes)
-        self._when_stored(stored, lambda: self._subscribed(connection, session, answer, granted))
+        self._when_stored(stored, partial(self._subscribed, connection, session, answer, granted))
 
     def _subscribed(
         self, connection: Connection, session: Session, answer: bytes, granted: list[tuple[str, int]]

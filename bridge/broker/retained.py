@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, final
+from typing import final
+
+import msgspec
 
 from bridge.broker.subscriptions import has_wildcard, matches
 
 
-class Retained(NamedTuple):
-    """The last retained message of a topic."""
+@final
+class Retained(msgspec.Struct, frozen=True, gc=False):
+    """The last retained message of a topic. There is one for each device, and none is part of a cycle."""
 
     topic: str
     payload: bytes

@@ -36,7 +36,8 @@ class Wheel:
 
     def put(self, connection: Watched, tick: int) -> None:
         """Have a connection looked at in a tick to come, and not before."""
-        self.take(connection)
+        if connection.due:
+            self.take(connection)
         due = max(tick, self.tick + 1)
         connection.due = due
         bucket = self._buckets.get(due)

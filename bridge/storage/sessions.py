@@ -297,6 +297,8 @@ async def _delete(
     connection: AsyncConnection, table: Table, columns: tuple[str, ...], keys: list[tuple[Any, ...]]
 ) -> None:
     """Delete the rows with any of the keys."""
+    if not keys:
+        return  # nearly always, and to say in SQL what is meant costs more than to insert the rows of a device
     key = tuple_(*(table.c[column] for column in columns))
     for start in range(0, len(keys), ROWS_AT_ONCE):
         await connection.execute(delete(table).where(key.in_(keys[start : start + ROWS_AT_ONCE])))
