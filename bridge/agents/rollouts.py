@@ -26,7 +26,7 @@ PAGE: Final = 200
 """Devices that are read together. A rollout's place is stored once a page: after a restart the devices of the last
 page are asked for again, which finds the commands that they have."""
 RETRY: Final = 1.0
-"""Seconds between two tries while the database is away."""
+"""Seconds between two tries while the database is away, or refuses something."""
 
 
 @final
@@ -86,8 +86,9 @@ class Rollouts:
             try:
                 for running in list(self._running.values()):
                     more |= await self._step(running)
-            except StorageUnavailableError as error:
-                log.warning("rollouts wait for the database", error=str(error))
+            except (StorageError, StorageUnavailableError) as error:
+                # Also what is refused: this looks after all of them, and its end would be the bridge's.
+                log.warning("rollouts cannot go on; trying again", error=str(error))
                 await asyncio.sleep(RETRY)
                 continue
             if not more:

@@ -10,7 +10,7 @@ import structlog
 
 from bridge.agents.rollouts import Rollouts
 from bridge.agents.services import Services
-from bridge.errors import RefusedError, StorageUnavailableError
+from bridge.errors import RefusedError, StorageError, StorageUnavailableError
 from bridge.rollout import Order
 from bridge.schedule import Schedule, When, new_schedule
 from bridge.storage import schedules as stored
@@ -26,7 +26,7 @@ PAGE: Final = 100
 LOOK: Final = 30.0
 """Seconds after which the clock is looked at again at the latest: it may have been set."""
 RETRY: Final = 1.0
-"""Seconds between two tries while the database is away."""
+"""Seconds between two tries while the database is away, or refuses something."""
 
 
 @final
@@ -49,8 +49,9 @@ class Schedules:
             self._news.clear()
             try:
                 pause = await self._start_due()
-            except StorageUnavailableError as error:
-                log.warning("schedules wait for the database", error=str(error))
+            except (StorageError, StorageUnavailableError) as error:
+                # Also what is refused: this looks after all of them, and its end would be the bridge's.
+                log.warning("schedules cannot go on; trying again", error=str(error))
                 pause = RETRY
             try:
                 async with asyncio.timeout(pause):

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from bridge.agents.rollouts import Rollouts
 from bridge.agents.schedules import Schedules
@@ -319,3 +321,29 @@ async def test_a_cancelled_schedule_runs_no_more(url: str) -> None:
         assert await schedules.cancel(schedule.schedule_id)
         assert not await schedules.cancel(schedule.schedule_id)
         assert await built.database.read(stored_schedules.next_run) is None
+
+
+async def test_what_the_database_refuses_ends_neither_rollouts_nor_schedules(url: str) -> None:
+    """Whoever looks after all of them must outlive what goes wrong with one: its end would be the bridge's."""
+    async with house(url) as built, running(built) as (rollouts, schedules):
+        fleet = Fleet(built, lambda _: None)
+        fleet.connect("d00")
+
+        async def rename(before: str, after: str) -> None:
+            statement = text(f"ALTER TABLE {before} RENAME TO {after}")
+            await built.database.write(lambda connection: connection.execute(statement))
+
+        await schedules.create(order(devices=("d00",)), When(at=time.time() + 0.2), 60.0, "k")
+        await rename("schedules", "hidden")
+        with capture_logs() as lines:
+            await eventually(lambda: "schedules cannot go on" in str(lines))
+        await rename("hidden", "schedules")
+        await eventually(lambda: fleet.executed["d00"] == 1)
+
+        await rename("rollouts", "hidden")
+        with capture_logs() as lines:
+            command = built.bodies("devices/d00/command/request")[-1]
+            fleet.respond("d00", msgspec.json.encode({"id": command["id"], "status": "succeeded"}))
+            await eventually(lambda: "rollouts cannot go on" in str(lines))
+        await rename("hidden", "rollouts")
+        await eventually(lambda: not rollouts.running)
