@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from bridge.simulate.client import Target
 
 AGAIN_AFTER: Final = 2.0
-ANSWER_WITHIN: Final = 5.0
 SHOWN: Final = 2_000
 """Characters of a payload that are shown."""
 COLOURS: Final = {
@@ -72,7 +71,7 @@ async def _tail(target: Target, topic_filters: Sequence[str], prefix: str) -> No
     connected = False
     while True:
         try:
-            async with client(target, "", window=1, timeout=ANSWER_WITHIN) as connection:
+            async with client(target, "", window=1) as connection:
                 granted = await connection.subscribe([(topic_filter, 0) for topic_filter in topic_filters])
                 # MQTT 3.1.1, 3.9.3: 0x80 is a refusal.
                 if any((code if isinstance(code, int) else code.value) >= 0x80 for code in granted):
@@ -82,7 +81,6 @@ async def _tail(target: Target, topic_filters: Sequence[str], prefix: str) -> No
                 async for message in connection.messages:
                     _print(message, prefix)
         except aiomqtt.MqttError as error:
-            heed_cancellation()  # an error on the way out takes its place
             where = f"{target.host}:{target.port}"
             if not connected:
                 raise BridgeError(f"broker {where}: {error}") from error
