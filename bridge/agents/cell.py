@@ -219,12 +219,14 @@ class Cell:
                     log.exception("a device could not be told", device=self.device_id)
 
     def _handle_data(self, device: Device) -> None:
+        if not self._data:
+            return
         if len(self._data) <= BUDGET:
             messages, self._data = self._data, []
         else:
             messages = self._data[:BUDGET]
             del self._data[:BUDGET]
-        self._used_at = messages[-1].received_at if messages else self._used_at
+        self._used_at = messages[-1].received_at
         taken = device.record(messages)
         for message in messages[taken:]:
             try:

@@ -84,10 +84,7 @@ class Device:
         alike is done once."""
         if self.admission is not ACCEPTED or not self.profile.plain or self.logic is not None:
             return 0
-        services = self._services
-        feed = services.feed
-        add = services.writer.add_reading
-        device_id, keep = self.id, self.streams.keep
+        store = self._store
         taken = 0
         received_at = 0.0
         try:
@@ -99,12 +96,8 @@ class Device:
                 if not isinstance(reading, Reading):
                     break
                 received_at = message.received_at
-                stream, ts, payload = address.stream, reading.ts, reading.payload
-                add(device_id, stream, ts, received_at, reading.message_id, payload, message.receipt)
+                store(message, address.stream, reading)
                 taken += 1
-                keep(stream, ts, payload)
-                if feed.listening:
-                    feed.readings(device_id, stream, received_at, (reading,))
         except RefusedError:
             pass  # `handle` says what is wrong with it
         if taken:
@@ -178,24 +171,24 @@ class Device:
             decoded = numbered(decoded, message.address.replay)
         if self.logic is not None and self.logic.take(message, stream, decoded):
             return
-        writer, feed = self._services.writer, self._services.feed
         if isinstance(decoded, Reading):
-            ts, payload = decoded.ts, decoded.payload
-            writer.add_reading(self.id, stream, ts, received_at, decoded.message_id, payload, message.receipt)
-            self.streams.keep(stream, ts, payload)
-            if feed.listening:
-                feed.readings(self.id, stream, received_at, (decoded,))
+            self._store(message, stream, decoded)
+            self._count(received_at, 1)
         else:
             rows = [(self.id, stream, r.ts, received_at, r.message_id, r.payload) for r in decoded]
-            writer.add_readings(rows, message.receipt)
-            last = max(decoded, key=lambda reading: reading.ts)
-            self.streams.keep(stream, last.ts, last.payload)
-            if feed.listening:
-                feed.readings(self.id, stream, received_at, decoded)
-        self._count(received_at, 1)
+            self._services.writer.add_readings(rows, message.receipt)
+            self.recorded(stream, decoded, received_at)
+
+    def _store(self, message: Message, stream: str, reading: Reading) -> None:
+        ts, received_at, payload = reading.ts, message.received_at, reading.payload
+        services, device_id = self._services, self.id
+        services.writer.add_reading(device_id, stream, ts, received_at, reading.message_id, payload, message.receipt)
+        self.streams.keep(stream, ts, payload)
+        if services.feed.listening:
+            services.feed.readings(device_id, stream, received_at, (reading,))
 
     def recorded(self, stream: str, readings: Sequence[Reading], received_at: float) -> None:
-        """A message that device logic has handled is committed with its readings."""
+        """The readings of a message are in the writer's hands, or committed by device logic: keep the last one."""
         last = max(readings, key=lambda reading: reading.ts)
         self.streams.keep(stream, last.ts, last.payload)
         feed = self._services.feed

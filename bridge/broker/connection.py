@@ -183,7 +183,7 @@ class Connection(Promises):
     def _publish_alike(self, data: bytes, frames: list[tuple[int, int, int]], position: int, now: float) -> int:
         """Handle the PUBLISHes from `position` on that are like those of nearly all devices: of QoS 1, on the topic of
         the last message, which is an agent's. How many they are. The same as `_publish` for each, with what is alike
-        done once: a third of the work for a burst."""
+        done once."""
         route = self._route
         if route is None or route.address is None or frames[position][0] != _ORDINARY:
             return 0

@@ -166,13 +166,16 @@ class Batch:
             _settle_all(self.order)  # type: ignore[arg-type]  # without work there are only receipts
             return
         committed = Outcome.COMMITTED
-        ids = self.rows[::WIDTH]
+        ids = self.rows[::WIDTH] if self.duplicates else []
         position = 0
         for entry in self.order:
-            count = _readings(entry)
-            duplicate = count > 0 and self.duplicates.issuperset(ids[position : position + count])
-            position += count
-            outcome = Outcome.DEDUPLICATED if duplicate else committed
+            if ids:
+                count = _readings(entry)
+                duplicate = count > 0 and self.duplicates.issuperset(ids[position : position + count])
+                position += count
+                outcome = Outcome.DEDUPLICATED if duplicate else committed
+            else:
+                outcome = committed
             if not isinstance(entry, Work):
                 if entry is not None:
                     _settle(entry, outcome)
@@ -270,6 +273,7 @@ def _settle_all(receipts: Sequence[Receipt | None]) -> None:
     try:
         settle_all(receipts, Outcome.COMMITTED)
     except Exception:
+        # An owner that breaks its promise not to raise must not cost the others their receipts.
         log.exception("not all receipts could be settled at once")
         for receipt in receipts:
             if receipt is not None and receipt.outcome is None:

@@ -132,7 +132,7 @@ async def unfinished_commands(connection: AsyncConnection, rollout_id: str) -> l
 
 
 async def cancelled_commands(connection: AsyncConnection, rollout_id: str | None = None) -> list[tuple[str, str]]:
-    """Device and id of each unfinished command whose rollout, or of this one if it, is cancelled."""
+    """Device and id of each unfinished command of the rollouts that are cancelled, or of one if that is."""
     query = (
         select(commands.c.device_id, commands.c.command_id)
         .join(rollouts, rollouts.c.rollout_id == commands.c.rollout_id)
